@@ -22,7 +22,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 class Corruption(Protocol):
-    """Anything that damages a clean batch and says where: ``corruption(clean, generator) -> (corrupted, mask)``.
+    """Damages a clean batch and says where: ``corruption(clean, generator) -> (corrupted, mask)``.
 
     ``mask`` broadcasts to ``clean`` and lies in [0, 1]; 1 means corrupted.
     """
@@ -176,3 +176,175 @@ class Masked:
             kept = _noise_like(clean, self.noise, generator)
             corrupted, clean = corrupted + kept, clean + kept
         return masked_reconstruction(model(corrupted), clean, mask, self.weight)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Sparse codes: ``(||f(x) - x||^2 + weight ||encode(x)||_1) / n``. Explained in chapter 2.
+
+    The penalty is not scale-free: a decoder with larger weights allows smaller codes at the same
+    reconstruction. Weight decay on the decoder, or comparing zeros rather than sizes, removes the ambiguity.
+
+    Parameters
+    ----------
+    weight : float, >= 0
+        Weight of the L1 norm of the code.
+    """
+
+    weight: float
+
+    def __post_init__(self) -> None:
+        _require_non_negative("weight", self.weight)
+
+    def __call__(self, model: Model, clean: Tensor, generator: torch.Generator) -> Tensor:
+        encode, decode = _halves(model)
+        code = encode(clean)
+        return mean_square(decode(code), clean) + self.weight * code.abs().sum() / clean.numel()
+
+
+@dataclass(frozen=True)
+class Contractive:
+    """Contractive autoencoder: ``(||f(x) - x||^2 + weight ||J_encode(x)||_F^2) / n``.
+
+    Source: Rifai et al., "Contractive auto-encoders" (ICML 2011). Explained in chapter 3.
+
+    Parameters
+    ----------
+    weight : float, >= 0
+        Weight of the squared Jacobian norm of the encoder.
+    probes : int, optional
+        Number of random probes of the norm; without it the norm is exact. See :func:`squared_jacobian_norm`.
+    """
+
+    weight: float
+    probes: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_non_negative("weight", self.weight)
+
+    def __call__(self, model: Model, clean: Tensor, generator: torch.Generator) -> Tensor:
+        encode, decode = _halves(model)
+        with torch.enable_grad():
+            inputs = clean.detach().requires_grad_()
+            code = encode(inputs)
+            norm = squared_jacobian_norm(code, inputs, self.probes, generator)
+        return mean_square(decode(code), clean) + self.weight * norm.sum() / clean.numel()
+
+
+@dataclass(frozen=True)
+class ReconstructionContractive:
+    """Reconstruction contractive autoencoder (RCAE): ``(||f(x) - x||^2 + weight ||J_f(x)||_F^2) / n``.
+
+    Source: Alain and Bengio, "What regularized auto-encoders learn from the data-generating distribution"
+    (JMLR 2014). Explained in chapter 3.
+
+    Parameters
+    ----------
+    weight : float, >= 0
+        Weight of the squared Jacobian norm of the whole reconstruction.
+    probes : int, optional
+        Number of random probes of the norm; without it the norm is exact. See :func:`squared_jacobian_norm`.
+    """
+
+    weight: float
+    probes: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_non_negative("weight", self.weight)
+
+    def __call__(self, model: Model, clean: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.enable_grad():
+            inputs = clean.detach().requires_grad_()
+            output = model(inputs)
+            norm = squared_jacobian_norm(output, inputs, self.probes, generator)
+        return mean_square(output, clean) + self.weight * norm.sum() / clean.numel()
+
+
+@dataclass(frozen=True)
+class Idempotent:
+    """Any objective plus a penalty for moving a second time: ``base + weight ||f(f(z)) - f(z)||^2 / n``.
+
+    The penalty is taken at corrupted samples ``z``: on clean ones a good reconstruction has it for free.
+    Paper C (arXiv 2606.15280) is reported to use a regulariser of this kind; its exact form is not known to
+    us, this one is the book's own choice. Explained in chapter 6.
+
+    Parameters
+    ----------
+    base : Objective
+        What is trained besides; without one, the identity would be a minimiser.
+    corruption : Corruption
+        ``corruption(clean, generator) -> (corrupted, mask)``; the mask is not used.
+    weight : float, >= 0
+    """
+
+    base: Objective
+    corruption: Corruption
+    weight: float
+
+    def __post_init__(self) -> None:
+        _require_non_negative("weight", self.weight)
+
+    def __call__(self, model: Model, clean: Tensor, generator: torch.Generator) -> Tensor:
+        corrupted, _ = self.corruption(clean, generator)
+        once = model(corrupted)
+        return self.base(model, clean, generator) + self.weight * mean_square(model(once), once)
+
+
+def squared_jacobian_norm(
+    outputs: Tensor, inputs: Tensor, probes: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    r"""``||J||_F^2`` of each sample's map from ``inputs`` to ``outputs``, differentiable itself.
+
+    Exactly, by one backward pass for each output value (vectorised); or by Hutchinson's estimator, the mean
+    of ``||J^T v||^2`` over random signs ``v``, whose expectation is ``||J||_F^2`` because :math:`E[v v^T] =
+    I`.
+
+    Parameters
+    ----------
+    outputs : Tensor, ``(B, ...)``
+        Computed from ``inputs`` with gradients enabled, sample by sample: no batch norm in training mode.
+    inputs : Tensor, ``(B, ...)``
+        Must require gradients.
+    probes : int, optional
+        Number of probes ``v`` of each sample. Without it the norm is exact, at the cost of as many backward
+        passes as a sample has output values.
+    generator : torch.Generator, optional
+        Source of the probes; needed with ``probes``.
+
+    Returns
+    -------
+    Tensor, ``(B,)``
+
+    Raises
+    ------
+    ValueError
+        If ``probes`` is less than 1 or comes without ``generator``.
+
+    Notes
+    -----
+    Explained in chapter 3. One probe of an ``m x n`` Jacobian has variance ``2 sum_{i != j} (J J^T)_{ij}^2``.
+    """
+    batch, size = outputs.shape[0], outputs[0].numel()
+    if probes is None:
+        basis = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
+        directions = basis[:, None].expand(size, batch, size)
+    else:
+        if probes < 1 or generator is None:
+            raise ValueError(
+                f"probes is {probes} and generator {generator}; random probes need at least 1 and one"
+            )
+        signs = torch.randint(2, (probes, batch, size), generator=generator, device=generator.device)
+        directions = (2 * signs - 1).to(outputs)
+    (rows,) = torch.autograd.grad(
+        outputs.flatten(1), inputs, directions, create_graph=True, is_grads_batched=True
+    )
+    squares = rows.flatten(2).square().sum((0, 2))
+    return squares if probes is None else squares / probes
+
+
+def _halves(model: Model) -> tuple[Model, Model]:
+    try:
+        return model.encode, model.decode  # type: ignore[attr-defined]
+    except AttributeError:
+        name = type(model).__name__
+        raise TypeError(f"{name} has no encode and decode, which an objective on codes needs") from None
