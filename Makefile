@@ -1,0 +1,75 @@
+# Two commands matter: `make book` and `make test`. Both make what they need; `make help` lists the rest.
+# Needs python3 (3.10 or newer, with venv) and make; no Node, no GPU, no account, no data set.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+PORT   ?= 8000
+
+# The chapters run inside book/, so a relative data folder has to be made absolute here.
+ifneq ($(strip $(SSAE_MVTEC_ROOT)),)
+override SSAE_MVTEC_ROOT := $(abspath $(SSAE_MVTEC_ROOT))
+export SSAE_MVTEC_ROOT
+endif
+
+# One way to run on every machine: the kernel of this environment and no user packages.
+export JUPYTER_PREFER_ENV_PATH := 1
+export JUPYTER_PLATFORM_DIRS := 1
+export PYTHONNOUSERSITE := 1
+export PYTHONHASHSEED := 0
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help book test quick notebooks serve lint lock clean distclean
+
+help:
+	@echo "make book       environment, locked packages, every chapter executed: _build/html/index.html"
+	@echo "make test       everything above, then the whole test suite"
+	@echo "make quick      the tests that take under five seconds each"
+	@echo "make serve      the built book on http://localhost:$(PORT)"
+	@echo "make notebooks  the .ipynb beside each chapter, made from its .md"
+	@echo "make lint       ruff and mypy"
+	@echo "make lock       requirements.lock anew from pyproject.toml (needs uv)"
+	@echo "make clean      remove what the build made; make distclean removes the environment too"
+
+# The environment is complete when the stamp is there: an interrupted installation starts again.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 book" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --requirement requirements.lock
+	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable .
+	@touch $@
+
+book: notebooks
+	$(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . -W --keep-going
+
+notebooks: $(READY)
+	@PYTHONPATH=book/_ext $(BIN)/python -m ssae_book.notebooks
+
+test: book
+	$(BIN)/python -m pytest
+
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not browser" --ignore=tests/test_book.py
+
+serve: book
+	$(BIN)/python -m http.server --directory _build/html $(PORT)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Maintainers only. The header keeps the file free of machine-specific command lines.
+lock:
+	{ echo "# Every package of the book and its tests, pinned for Python 3.10 and newer. Made by: make lock"; \
+	  $(BIN)/uv pip compile pyproject.toml --extra book --extra test --universal --python-version 3.10 \
+	    --no-header --no-annotate --quiet; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf _build book/_build .pytest_cache .mypy_cache .ruff_cache
+
+distclean: clean
+	rm -rf $(VENV) ssae.egg-info
