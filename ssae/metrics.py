@@ -145,7 +145,8 @@ class Ranking:
         ramp = np.clip(limit - self.above, 0, self.tied)
         height = np.where(self.tied > 0, ramp / np.maximum(self.tied, 1), 1.0)
         area = 0.5 * ramp * height + np.maximum(limit - self.above - self.tied, 0)
-        return float(np.sum(self.region_share * area) / limit)
+        # The shares add to 1 up to rounding, which must not carry a perfect score above 1.
+        return min(float(np.sum(self.region_share * area) / limit), 1.0)
 
     def roc_curve(self) -> RocCurve:
         """The ROC curve: a polygon, straight between its vertices also where scores are tied."""
@@ -154,7 +155,7 @@ class Ranking:
     def pro_curve(self, fpr_limit: float = 1.0) -> ProCurve:
         """The per-region-overlap curve, a polygon, cut at `fpr_limit` by interpolation."""
         limit = checked_fpr_limit(fpr_limit)
-        fpr, pro = self._polygon(np.cumsum(self.region_share))
+        fpr, pro = self._polygon(np.minimum(np.cumsum(self.region_share), 1))
         end = int(np.searchsorted(fpr, limit, side="right"))
         if end == len(fpr):
             return ProCurve(fpr, pro)
