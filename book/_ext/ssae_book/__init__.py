@@ -1,0 +1,24 @@
+"""The book's one local Sphinx extension: what the pages need beyond Jupyter Book.
+
+It derives every address of the project from ``pyproject.toml`` (:mod:`.repository`), keeps executed chapters
+in step with the package they import (:mod:`.freshness`), serves everything from the book itself
+(:mod:`.offline`), and gives each page its meta data and the API its links to the chapters (:mod:`.pages`).
+The notebooks beside the chapters are written by :mod:`.notebooks`, a program of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    """Register the parts of the extension."""
+    from . import freshness, offline, pages
+
+    freshness.setup(app)
+    offline.setup(app)
+    pages.setup(app)
+    return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

@@ -1,0 +1,324 @@
+"""Write the ``.ipynb`` beside each chapter: the same cells, no outputs, readable outside the book.
+
+``python -m ssae_book.notebooks`` writes what has changed; with ``--check`` it writes nothing and fails if a
+notebook is missing, left over or out of step. The chapters' directives and roles are turned into plain
+Markdown, because Colab and Jupyter do not know them. The first cell prepares Colab and does nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+
+import jupytext
+import yaml
+from pybtex.database import parse_file
+from pybtex.richtext import Text
+
+from . import repository
+
+BOOK = repository.ROOT / "book"
+
+SETUP = '''\
+# On Colab: fetch the book and install its package. Elsewhere this cell does nothing.
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+if "google.colab" in sys.modules:
+    if not os.path.isdir("/content/ssae-book"):
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{url}", "/content/ssae-book"], check=True)
+    # Naming what is installed keeps pip from replacing it.
+    keep = [f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy")]
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "/content/ssae-book", *keep], check=True)
+    os.chdir("/content/ssae-book/book")
+'''
+
+ENVIRONMENTS = {
+    "prf:assumption": "Assumption",
+    "prf:algorithm": "Algorithm",
+    "prf:corollary": "Corollary",
+    "prf:definition": "Definition",
+    "prf:example": "Example",
+    "prf:lemma": "Lemma",
+    "prf:observation": "Observation",
+    "prf:proof": "Proof",
+    "prf:property": "Property",
+    "prf:proposition": "Proposition",
+    "prf:remark": "Remark",
+    "prf:theorem": "Theorem",
+    "exercise": "Exercise",
+    "note": "Note",
+    "tip": "Tip",
+    "hint": "Hint",
+    "important": "Important",
+    "warning": "Warning",
+    "caution": "Caution",
+    "seealso": "See also",
+    "admonition": "",
+    "card": "",
+    "dropdown": "",
+    "tab-item": "",
+    "margin": "",
+    "sidebar": "",
+}
+CONTAINERS = {"grid", "grid-item", "grid-item-card", "tab-set", "div", "container"}
+OPENING = re.compile(r"^(?P<fence>`{3,}|:{3,})\{(?P<name>[\w:-]+)\}\s*(?P<argument>.*)$")
+OPTION = re.compile(r"^:(?P<key>[\w-]+):\s*(?P<value>.*)$")
+ROLE = re.compile(r"\{(?P<name>[\w:-]+)\}`(?P<text>[^`]+)`")
+EQUATION_LABEL = re.compile(r"\$\$\s*\(([\w:.-]+)\)\s*$")
+LABEL = re.compile(r"^\([\w:.-]+\)=\s*$")
+
+
+def plain(text: str, page: str = "") -> str:
+    """Markdown without directives and roles, from the MyST of one cell."""
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(_blocks(text.splitlines(), page))).strip()
+
+
+def _blocks(lines: list[str], page: str) -> list[str]:
+    out: list[str] = []
+    position = 0
+    while position < len(lines):
+        line = lines[position]
+        opening = OPENING.match(line)
+        if opening:
+            fence = opening["fence"]
+            end = position + 1
+            while end < len(lines) and not re.match(rf"^{re.escape(fence[0])}{{{len(fence)},}}\s*$", lines[end]):
+                end += 1
+            out += ["", *_directive(opening["name"], opening["argument"].strip(), lines[position + 1 : end], page), ""]
+            position = end + 1
+        elif re.match(r"^(`{3,}|~{3,})", line):  # a plain code block: nothing inside is ours
+            fence = re.match(r"^(`{3,}|~{3,})", line)[0]  # type: ignore[index]
+            out.append(line)
+            position += 1
+            while position < len(lines) and not lines[position].startswith(fence):
+                out.append(lines[position])
+                position += 1
+            out += lines[position : position + 1]
+            position += 1
+        else:
+            if not LABEL.match(line) and not line.startswith("%"):
+                line = EQUATION_LABEL.sub(lambda match: rf"\tag{{{_number(match[1])}}} $$", line)
+                out.append(ROLE.sub(lambda match: _role(match["name"], match["text"]), line))
+            position += 1
+    return out
+
+
+def _directive(name: str, argument: str, body: list[str], page: str) -> list[str]:
+    options, body = _options(body)
+    if name == "literalinclude":
+        return ["```python", *_included(argument, options), "```"]
+    if name == "math":
+        tag = [rf"\tag{{{_number(options['label'])}}}"] if "label" in options else []
+        return ["$$", *body, *tag, "$$"]
+    if name in {"figure", "image"}:
+        caption = _blocks(body, page)
+        return [f"![{options.get('alt', '')}]({argument})", "", *caption]
+    if name in {"code", "code-block"}:
+        return [f"```{argument}", *body, "```"]
+    if name in CONTAINERS:
+        return _blocks(body, page)
+    if name in {"solution", "solution-start"}:
+        return ["<details><summary>Solution</summary>", "", *_blocks(body, page), "", "</details>"]
+    if name in ENVIRONMENTS:
+        head = ENVIRONMENTS[name] or argument
+        title = f" ({argument})" if argument and ENVIRONMENTS[name] else ""
+        if name == "prf:proof":
+            title = ""
+        head = ROLE.sub(lambda match: _role(match["name"], match["text"]), f"**{head}{title}.**")
+        quoted = [f"> {line}".rstrip() for line in _blocks(body, page)]
+        while quoted and quoted[0] == ">":
+            quoted.pop(0)
+        return [f"> {head}", ">", *quoted] if quoted else [f"> {head}"]
+    if name in {"bibliography", "tableofcontents", "toctree", "exercise-end", "solution-end"}:
+        return []
+    if name == "exercise-start":
+        return ["**Exercise.**"]
+    return [f"*(This part lives in the book: [{page}]({repository.pages_url()}{page}.html).)*"]
+
+
+def _options(body: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split the options of a directive, written as ``:key: value`` lines or a YAML block, from its body."""
+    options: dict[str, str] = {}
+    rest = list(body)
+    if rest and rest[0].strip() == "---":
+        end = rest.index("---", 1)
+        loaded = yaml.safe_load("\n".join(rest[1:end])) or {}
+        return {key: str(value) for key, value in loaded.items()}, rest[end + 1 :]
+    while rest and (match := OPTION.match(rest[0])):
+        options[match["key"]] = match["value"]
+        rest.pop(0)
+    return options, rest
+
+
+def _included(argument: str, options: dict[str, str]) -> list[str]:
+    """Lines of the package that a ``literalinclude`` shows, whole or one object of it."""
+    path = (BOOK / argument).resolve()
+    source = path.read_text(encoding="utf8")
+    lines = source.splitlines()
+    wanted = options.get("pyobject")
+    if wanted:
+        scope: list[ast.stmt] = ast.parse(source).body
+        node: ast.stmt | None = None
+        for part in wanted.split("."):
+            node = next(n for n in scope if getattr(n, "name", None) == part)
+            scope = getattr(node, "body", [])
+        assert node is not None and node.end_lineno is not None
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        lines = lines[first - 1 : node.end_lineno]
+    elif "start-at" in options or "start-after" in options or "end-before" in options:
+        start = options.get("start-at") or options.get("start-after")
+        begin = next((i for i, line in enumerate(lines) if start and start in line), 0)
+        begin += "start-after" in options
+        stop = options.get("end-before")
+        until = next((i for i in range(begin + 1, len(lines)) if stop and stop in lines[i]), len(lines))
+        lines = lines[begin:until]
+    elif "lines" in options:
+        keep: list[str] = []
+        for span in options["lines"].split(","):
+            a, _, b = span.strip().partition("-")
+            keep += lines[int(a) - 1 : int(b) if b else (len(lines) if "-" in span else int(a))]
+        lines = keep
+    return lines
+
+
+def _role(name: str, text: str) -> str:
+    explicit = re.match(r"^(?P<shown>.*?)\s*<(?P<target>[^<>]+)>$", text)
+    shown, target = (explicit["shown"], explicit["target"]) if explicit else ("", text)
+    if name == "math":
+        return f"${text}$"
+    if name.startswith("cite"):
+        names = "; ".join(references().get(key.strip(), key.strip()) for key in text.split(","))
+        return names if name.startswith("cite:t") else f"({names})"
+    if name in {"numref", "ref", "prf:ref", "doc", "eq"}:
+        named = shown if shown and "%s" not in shown and "{number}" not in shown else ""
+        return named or labels().get(target.strip("/"), target.strip("/"))
+    if name.startswith("py:") or name in {"func", "class", "meth", "mod", "attr"}:
+        return f"`{(shown or text).lstrip('~')}`"
+    return shown or text
+
+
+@functools.cache
+def labels() -> dict[str, str]:
+    """What a reference to a label reads as outside the book: a title, a kind of environment, a number."""
+    names: dict[str, str] = {}
+    for chapter in sorted(BOOK.glob("*.md")):
+        lines = chapter.read_text(encoding="utf8").splitlines()
+        equation = 0
+        for position, line in enumerate(lines):
+            following = lines[position + 1] if position + 1 < len(lines) else ""
+            heading = re.match(r"^#+ (.*)$", line)
+            opening = OPENING.match(line)
+            if heading and line.startswith("# "):
+                names.setdefault(chapter.stem, heading[1])
+            if (label := re.match(r"^\(([\w:.-]+)\)=\s*$", line)) and following.startswith("#"):
+                names[label[1]] = following.lstrip("# ")
+            elif opening:
+                options, _ = _options(lines[position + 1 : position + 8])
+                key = options.get("label") or options.get("name")
+                kind = ENVIRONMENTS.get(opening["name"], "")
+                title = opening["argument"].strip()
+                if key and kind:
+                    names[key] = f"the {kind.lower()}" + (f" “{title}”" if title else "")
+                elif key and opening["name"] in {"figure", "image"}:
+                    names[key] = "the figure"
+                elif key and opening["name"] == "math":
+                    equation += 1
+                    names[key] = f"equation ({equation})"
+            elif label := EQUATION_LABEL.search(line):
+                equation += 1
+                names[label[1]] = f"equation ({equation})"
+            elif label := re.match(r"^\s+name: ([\w:.-]+)\s*$", line):
+                names[label[1]] = "the figure"
+    return names
+
+
+def _number(label: str) -> str:
+    return re.sub(r"\D", "", labels().get(label, "")) or label
+
+
+@functools.cache
+def references() -> dict[str, str]:
+    """Author and year of every entry of the bibliography."""
+    short: dict[str, str] = {}
+    for key, entry in parse_file(str(BOOK / "references.bib")).entries.items():
+        people = [_untex(" ".join(p.last_names)) for p in entry.persons.get("author", [])]
+        who = people[0] if len(people) == 1 else " and ".join(people) if len(people) == 2 else f"{people[0]} et al."
+        short[key] = f"{who}, {entry.fields.get('year', '')}".rstrip(", ")
+    return short
+
+
+def _untex(text: str) -> str:
+    return Text.from_latex(text).render_as("text")
+
+
+def convert(chapter: Path) -> str:
+    """The notebook of a chapter, as the text of its ``.ipynb``."""
+    source = jupytext.read(chapter, fmt="md:myst")
+    cells = [_code_cell(SETUP.format(url=repository.repository_url()), {"tags": ["hide-input"]})]
+    for cell in source.cells:
+        if cell.cell_type == "code":
+            metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+            cells.append(_code_cell(cell.source, metadata))
+        else:
+            text = plain(cell.source, chapter.stem)
+            if text:
+                cells.append({"cell_type": "markdown", "metadata": {}, "source": _lines(text)})
+    for number, entry in enumerate(cells):
+        entry["id"] = f"cell-{number:03d}"
+    notebook = {
+        "cells": [dict(sorted(cell.items())) for cell in cells],
+        "metadata": {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def _code_cell(source: str, metadata: dict) -> dict:
+    return {"cell_type": "code", "execution_count": None, "metadata": metadata, "outputs": [], "source": _lines(source)}
+
+
+def _lines(text: str) -> list[str]:
+    return text.rstrip("\n").splitlines(keepends=True)
+
+
+def chapters(folder: Path = BOOK) -> list[Path]:
+    """The chapters that run code, sorted by name."""
+    return [path for path in sorted(folder.glob("*.md")) if "{code-cell}" in path.read_text(encoding="utf8")]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="ssae_book.notebooks", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if a notebook is out of step")
+    only_check = parser.parse_args(arguments).check
+
+    wanted = {chapter.with_suffix(".ipynb"): convert(chapter) for chapter in chapters()}
+    wrong = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf8") != text]
+    left_over = [path for path in BOOK.glob("*.ipynb") if path not in wanted]
+    if only_check:
+        for path in wrong + left_over:
+            print(f"{path.relative_to(repository.ROOT)}: out of step with its chapter; run: make notebooks", file=sys.stderr)
+        return 1 if wrong or left_over else 0
+    for path in wrong:
+        path.write_text(wanted[path], encoding="utf8")
+        print(f"wrote {path.relative_to(repository.ROOT)}")
+    for path in left_over:
+        path.unlink()
+        print(f"removed {path.relative_to(repository.ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

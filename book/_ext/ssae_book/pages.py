@@ -1,0 +1,87 @@
+"""Addresses, meta data and cross-links of the pages."""
+
+from __future__ import annotations
+
+import html
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from docutils import nodes
+
+from . import repository
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.config import Config
+
+CHAPTER_MENTION = re.compile(r"\b[Cc]hapter (\d{1,2})\b")
+
+
+def _configure(app: Sphinx, config: Config) -> None:
+    options = config.html_theme_options
+    options["repository_url"] = repository.repository_url()
+    options["repository_branch"] = repository.BRANCH
+    options["path_to_docs"] = "book"
+    options["use_repository_button"] = True
+    options["use_issues_button"] = True
+    options["use_edit_page_button"] = True
+    config.html_baseurl = os.environ.get("SSAE_BASEURL", repository.pages_url())
+    config.version = config.release = repository.version()
+
+
+def _describe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Description and Open Graph tags, from the page's own first paragraph."""
+    if doctree is None:
+        return
+    title = html.escape(re.sub(r"<[^>]+>", "", context.get("title", "")), quote=True)
+    description = html.escape(_first_paragraph(doctree), quote=True)
+    base = app.config.html_baseurl.rstrip("/")
+    tags = {
+        "og:title": title,
+        "og:type": "website" if page == app.config.root_doc else "article",
+        "og:url": f"{base}/{page}.html",
+        "og:site_name": html.escape(app.config.html_title, quote=True),
+        "og:image": f"{base}/_static/cover.png",
+    }
+    lines = [f'<meta property="{name}" content="{value}">' for name, value in tags.items() if value]
+    if description:
+        lines.append(f'<meta name="description" content="{description}">')
+        lines.append(f'<meta property="og:description" content="{description}">')
+    context["metatags"] = context.get("metatags", "") + "\n" + "\n".join(lines)
+
+
+def _first_paragraph(doctree: nodes.document, limit: int = 200) -> str:
+    for paragraph in doctree.findall(nodes.paragraph):
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 40:
+            return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0] + "…"
+    return ""
+
+
+def _link_chapters(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Turn "chapter 4" in a docstring into a link, where that chapter exists."""
+    found = {int(doc[:2]): doc for doc in app.env.found_docs if doc[:2].isdigit()}
+
+    def link(match: re.Match[str]) -> str:
+        doc = found.get(int(match.group(1)))
+        return f":doc:`{match.group(0)} </{doc}>`" if doc else match.group(0)
+
+    lines[:] = [CHAPTER_MENTION.sub(link, line) for line in lines]
+
+
+def _front_page(app: Sphinx, error: Exception | None) -> None:
+    """``index.html`` is the introduction itself, not a page that forwards to it."""
+    if error is None and app.builder.name == "html":
+        out = Path(app.outdir)
+        shutil.copyfile(out / f"{app.config.root_doc}.html", out / "index.html")
+
+
+def setup(app: Sphinx) -> None:
+    """Register with Sphinx."""
+    app.connect("config-inited", _configure, priority=100)
+    app.connect("html-page-context", _describe, priority=600)
+    app.connect("autodoc-process-docstring", _link_chapters)
+    app.connect("build-finished", _front_page)
