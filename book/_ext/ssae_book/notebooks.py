@@ -148,7 +148,7 @@ def _options(body: list[str]) -> tuple[dict[str, str], list[str]]:
     """Split the options of a directive, written as ``:key: value`` lines or a YAML block, from its body."""
     options: dict[str, str] = {}
     rest = list(body)
-    if rest and rest[0].strip() == "---":
+    if rest and rest[0].strip() == "---" and "---" in rest[1:]:
         end = rest.index("---", 1)
         loaded = yaml.safe_load("\n".join(rest[1:end])) or {}
         return {key: str(value) for key, value in loaded.items()}, rest[end + 1 :]
@@ -168,11 +168,12 @@ def _included(argument: str, options: dict[str, str]) -> list[str]:
         scope: list[ast.stmt] = ast.parse(source).body
         node: ast.stmt | None = None
         for part in wanted.split("."):
-            node = next(n for n in scope if getattr(n, "name", None) == part)
+            node = next((n for n in scope if getattr(n, "name", None) == part), None)
+            if node is None:
+                raise ValueError(f"literalinclude {argument}: it has no object {wanted}")
             scope = getattr(node, "body", [])
-        assert node is not None and node.end_lineno is not None
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        lines = lines[first - 1 : node.end_lineno]
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])  # type: ignore[union-attr]
+        lines = lines[first - 1 : node.end_lineno]  # type: ignore[union-attr]
     elif "start-at" in options or "start-after" in options or "end-before" in options:
         start = options.get("start-at") or options.get("start-after")
         begin = next((i for i, line in enumerate(lines) if start and start in line), 0)
@@ -221,7 +222,7 @@ def labels() -> dict[str, str]:
             if (label := re.match(r"^\(([\w:.-]+)\)=\s*$", line)) and following.startswith("#"):
                 names[label[1]] = following.lstrip("# ")
             elif opening:
-                options, _ = _options(lines[position + 1 : position + 8])
+                options, _ = _options(lines[position + 1 :])
                 key = options.get("label") or options.get("name")
                 kind = ENVIRONMENTS.get(opening["name"], "")
                 title = opening["argument"].strip()
