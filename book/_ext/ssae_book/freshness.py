@@ -114,7 +114,9 @@ def _files(folder: Path) -> list[Path]:
 def _listing(folder: Path) -> str:
     """Names and sizes two levels down: enough to notice another data set, cheap on thousands of images."""
     entries: Iterable[Path] = [*folder.glob("*"), *folder.glob("*/*")]
-    return "\n".join(sorted(f"{p.relative_to(folder)} {p.stat().st_size if p.is_file() else ''}" for p in entries))
+    return "\n".join(
+        sorted(f"{p.relative_to(folder)} {p.stat().st_size if p.is_file() else ''}" for p in entries)
+    )
 
 
 def _drop_stale(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
@@ -135,7 +137,9 @@ def _drop_stale(app: Sphinx, env: BuildEnvironment, added: set, changed: set, re
     }
     stale = [name for name, value in now.items() if known.get(name) != value]
     if stale:
-        cache = get_cache(app.config.nb_execution_cache_path or str(Path(app.outdir).parent / ".jupyter_cache"))
+        cache = get_cache(
+            app.config.nb_execution_cache_path or str(Path(app.outdir).parent / ".jupyter_cache")
+        )
         paths = {str(Path(env.doc2path(name)).resolve()) for name in stale}
         for record in cache.list_cache_records():
             if str(Path(record.uri).resolve()) in paths:

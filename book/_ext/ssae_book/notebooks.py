@@ -1,8 +1,8 @@
 """Write the ``.ipynb`` beside each chapter: the same cells, no outputs, readable outside the book.
 
 ``python -m ssae_book.notebooks`` writes what has changed; with ``--check`` it writes nothing and fails if a
-notebook is missing, left over or out of step. The chapters' directives and roles are turned into plain
-Markdown, because Colab and Jupyter do not know them. The first cell prepares Colab and does nothing elsewhere.
+notebook is missing, left over or out of step. Directives and roles are turned into plain Markdown, because
+Colab and Jupyter do not know them. The first cell prepares Colab and does nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import repository
 
 BOOK = repository.ROOT / "book"
 
-SETUP = '''\
+SETUP = """\
 # On Colab: fetch the book and install its package. Elsewhere this cell does nothing.
 import os
 import subprocess
@@ -36,9 +36,10 @@ if "google.colab" in sys.modules:
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", "{url}", "/content/ssae-book"], check=True)
     # Naming what is installed keeps pip from replacing it.
     keep = [f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy")]
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "/content/ssae-book", *keep], check=True)
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "/content/ssae-book", *keep]
+    subprocess.run(install, check=True)
     os.chdir("/content/ssae-book/book")
-'''
+"""
 
 ENVIRONMENTS = {
     "prf:assumption": "Assumption",
@@ -90,9 +91,15 @@ def _blocks(lines: list[str], page: str) -> list[str]:
         if opening:
             fence = opening["fence"]
             end = position + 1
-            while end < len(lines) and not re.match(rf"^{re.escape(fence[0])}{{{len(fence)},}}\s*$", lines[end]):
+            while end < len(lines) and not re.match(
+                rf"^{re.escape(fence[0])}{{{len(fence)},}}\s*$", lines[end]
+            ):
                 end += 1
-            out += ["", *_directive(opening["name"], opening["argument"].strip(), lines[position + 1 : end], page), ""]
+            out += [
+                "",
+                *_directive(opening["name"], opening["argument"].strip(), lines[position + 1 : end], page),
+                "",
+            ]
             position = end + 1
         elif re.match(r"^(`{3,}|~{3,})", line):  # a plain code block: nothing inside is ours
             fence = re.match(r"^(`{3,}|~{3,})", line)[0]  # type: ignore[index]
@@ -251,7 +258,13 @@ def references() -> dict[str, str]:
     short: dict[str, str] = {}
     for key, entry in parse_file(str(BOOK / "references.bib")).entries.items():
         people = [_untex(" ".join(p.last_names)) for p in entry.persons.get("author", [])]
-        who = people[0] if len(people) == 1 else " and ".join(people) if len(people) == 2 else f"{people[0]} et al."
+        who = (
+            people[0]
+            if len(people) == 1
+            else " and ".join(people)
+            if len(people) == 2
+            else f"{people[0]} et al."
+        )
         short[key] = f"{who}, {entry.fields.get('year', '')}".rstrip(", ")
     return short
 
@@ -287,7 +300,13 @@ def convert(chapter: Path) -> str:
 
 
 def _code_cell(source: str, metadata: dict) -> dict:
-    return {"cell_type": "code", "execution_count": None, "metadata": metadata, "outputs": [], "source": _lines(source)}
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "metadata": metadata,
+        "outputs": [],
+        "source": _lines(source),
+    }
 
 
 def _lines(text: str) -> list[str]:
@@ -302,15 +321,22 @@ def chapters(folder: Path = BOOK) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="ssae_book.notebooks", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if a notebook is out of step")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, fail if a notebook is out of step"
+    )
     only_check = parser.parse_args(arguments).check
 
     wanted = {chapter.with_suffix(".ipynb"): convert(chapter) for chapter in chapters()}
-    wrong = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf8") != text]
+    wrong = [
+        path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf8") != text
+    ]
     left_over = [path for path in BOOK.glob("*.ipynb") if path not in wanted]
     if only_check:
         for path in wrong + left_over:
-            print(f"{path.relative_to(repository.ROOT)}: out of step with its chapter; run: make notebooks", file=sys.stderr)
+            print(
+                f"{path.relative_to(repository.ROOT)}: out of step with its chapter; run: make notebooks",
+                file=sys.stderr,
+            )
         return 1 if wrong or left_over else 0
     for path in wrong:
         path.write_text(wanted[path], encoding="utf8")

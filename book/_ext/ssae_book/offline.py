@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from sphinx.config import Config
 
 MATHJAX_PACKAGE = "sphinx-mathjax-offline"  # used for the files it carries, not as an extension
-# What the pages load of it: the TeX reader with its HTML writer, the extensions that reader may ask for, the fonts.
-MATHJAX_PARTS = re.compile(r"static/mathjax/(tex-chtml\.js|input/tex/extensions/.*\.js|output/chtml/fonts/.*\.woff)$")
+# What the pages load of it: the TeX reader and HTML writer, the extensions it may ask for, the fonts.
+MATHJAX_PARTS = re.compile(
+    r"static/mathjax/(tex-chtml\.js|input/tex/extensions/.*\.js|output/chtml/fonts/.*\.woff)$"
+)
 
 
 def _configure(app: Sphinx, config: Config) -> None:
@@ -39,7 +41,9 @@ def _copy_mathjax(app: Sphinx) -> None:
                 shutil.copyfile(entry.locate(), path)
 
 
-def _drop_foreign_scripts(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+def _drop_foreign_scripts(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
     """Remove what extensions add with a foreign address (require.js for widgets), and all of thebe.
 
     Thebe runs cells through a public server; Jupyter Book adds its loader to every page, used or not.

@@ -32,7 +32,9 @@ def _configure(app: Sphinx, config: Config) -> None:
     config.version = config.release = repository.version()
 
 
-def _describe(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+def _describe(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
     """Description and Open Graph tags, from the page's own first paragraph."""
     if doctree is None:
         return

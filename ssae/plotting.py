@@ -1,0 +1,357 @@
+"""The book's figure style and the drawings that several chapters share.
+
+Every colour comes from :data:`PALETTE` (Okabe and Ito's set, told apart in all common kinds of colour
+vision), every scalar field from a perceptually uniform colour map: no figure relies on hue alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "HEAT",
+    "PALETTE",
+    "SIGNED",
+    "WIDTH",
+    "as_image",
+    "draw_mask",
+    "overlay",
+    "show_heat_maps",
+    "show_images",
+    "show_scores",
+    "use_style",
+]
+
+PALETTE: dict[str, str] = {
+    "normal": "#0072B2",  # blue: normal data, clean signals
+    "anomaly": "#D55E00",  # vermillion: whatever is abnormal or corrupted
+    "projection": "#009E73",  # bluish green: projections, reconstructions
+    "accent": "#E69F00",  # orange
+    "second": "#56B4E9",  # sky blue
+    "third": "#CC79A7",  # reddish purple
+    "highlight": "#F0E442",  # yellow: only on dark ground
+    "ink": "#24292F",  # text, exact curves
+    "muted": "#8C959F",  # grids, references
+    "faint": "#D8DEE4",  # data in the background
+}
+HEAT = "inferno"  #: colour map of heat maps: dark where nothing changed
+SIGNED = "PuOr"  #: colour map of signed differences, centred at zero
+WIDTH = 7.2  #: full text width of a page, inches
+
+_CYCLE = ("normal", "anomaly", "projection", "accent", "second", "third", "ink")
+
+
+def use_style() -> None:
+    """Set matplotlib to the book's style; in a notebook also ask for figures at twice the resolution.
+
+    Only matplotlib's own settings (``rcParams``) are touched; ``matplotlib.rcdefaults()`` undoes it.
+    """
+    plt.rcParams.update(
+        {
+            "figure.figsize": (WIDTH, WIDTH * 0.45),
+            "figure.dpi": 96,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 192,
+            "font.size": 9.5,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
+            "axes.labelsize": 9.5,
+            "axes.labelcolor": PALETTE["ink"],
+            "axes.edgecolor": PALETTE["muted"],
+            "axes.linewidth": 0.8,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": plt.cycler(color=[PALETTE[name] for name in _CYCLE]),
+            "grid.color": PALETTE["faint"],
+            "grid.linewidth": 0.6,
+            "text.color": PALETTE["ink"],
+            "xtick.color": PALETTE["ink"],
+            "ytick.color": PALETTE["ink"],
+            "xtick.labelsize": 8.5,
+            "ytick.labelsize": 8.5,
+            "legend.frameon": True,
+            "legend.framealpha": 0.85,
+            "legend.edgecolor": "none",
+            "legend.fontsize": 8.5,
+            "lines.linewidth": 1.8,
+            "lines.markersize": 4,
+            "image.cmap": HEAT,
+            "image.interpolation": "nearest",
+            "svg.hashsalt": "ssae",  # the same figure gives the same file
+        }
+    )
+    try:
+        from IPython.core.getipython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+    except ImportError:
+        return
+    if get_ipython() is not None:
+        set_matplotlib_formats("retina")
+
+
+def as_image(values: ArrayLike) -> NDArray[np.float64]:
+    """An array that matplotlib draws, from an image in the layout of the models.
+
+    Parameters
+    ----------
+    values : array or tensor, ``(C, H, W)``, ``(1, H, W)``, ``(H, W)`` or ``(H, W, C)``
+        An image with one or three channels. Tensors may live on any device.
+
+    Returns
+    -------
+    ndarray, ``(H, W)`` or ``(H, W, 3)``
+        Float64, not clipped.
+
+    Raises
+    ------
+    ValueError
+        If no axis can be the channels.
+    """
+    array = np.asarray(_on_host(values), dtype=np.float64)
+    if array.ndim == 3 and array.shape[0] in (1, 3):
+        array = np.moveaxis(array, 0, -1)
+    if array.ndim == 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 2 and not (array.ndim == 3 and array.shape[-1] == 3):
+        raise ValueError(
+            f"an image has the shape (C, H, W), (H, W) or (H, W, C) with 1 or 3 channels, not {array.shape}"
+        )
+    return array
+
+
+def overlay(
+    image: ArrayLike,
+    heat: ArrayLike,
+    *,
+    limits: tuple[float, float] | None = None,
+    colormap: str | Colormap = HEAT,
+    opacity: float = 0.85,
+) -> NDArray[np.float64]:
+    """Blend a heat map into its image: invisible where the score is low, opaque where it is high.
+
+    Parameters
+    ----------
+    image : array or tensor, ``(C, H, W)``, ``(H, W)`` or ``(H, W, C)``
+        In [0, 1].
+    heat : array or tensor, ``(H, W)`` or ``(1, H, W)``
+        Anomaly score of each pixel.
+    limits : (low, high), optional
+        Scores drawn as nothing and as the strongest colour. By default the smallest and the largest score of
+        this map; give the same limits to several maps to compare them.
+    colormap : str or Colormap
+        Colours of the scores.
+    opacity : float in [0, 1]
+        How much the strongest colour hides of the image.
+
+    Returns
+    -------
+    ndarray, ``(H, W, 3)``
+        In [0, 1].
+    """
+    base = as_image(image)
+    if base.ndim == 2:
+        base = np.repeat(base[..., None], 3, axis=-1)
+    scores = as_image(heat)
+    if scores.shape != base.shape[:2]:
+        raise ValueError(
+            f"the heat map has the shape {scores.shape}, its image {base.shape[:2]}: resize one of them"
+        )
+    low, high = limits if limits is not None else (float(scores.min()), float(scores.max()))
+    level = np.clip((scores - low) / max(high - low, 1e-12), 0.0, 1.0)
+    colours = (colormaps[colormap] if isinstance(colormap, str) else colormap)(level)[..., :3]
+    weight = (opacity * level)[..., None]
+    return np.clip((1.0 - weight) * base + weight * colours, 0.0, 1.0)
+
+
+def draw_mask(axes: Axes, mask: ArrayLike, *, colour: str = PALETTE["second"], width: float = 1.2) -> None:
+    """Outline a mask on an image that is already drawn; an empty mask draws nothing.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+        Where the image is.
+    mask : array or tensor, ``(H, W)`` or ``(1, H, W)``
+        Boolean or in [0, 1]; the outline follows the level one half.
+    colour : str
+        Colour of the line, drawn over a dark rim so that it shows on every ground.
+    width : float
+        Width of the line, points.
+    """
+    level = as_image(mask)
+    if level.max() <= 0.5:
+        return
+    # A border of zeros closes the outline of regions that touch the edge of the image.
+    padded = np.pad(level, 1)
+    columns, rows = np.arange(-1, level.shape[1] + 1), np.arange(-1, level.shape[0] + 1)
+    for line, shade in ((2.2 * width, PALETTE["ink"]), (width, colour)):
+        axes.contour(columns, rows, padded, levels=[0.5], colors=[shade], linewidths=[line])
+    axes.set_xlim(-0.5, level.shape[1] - 0.5)
+    axes.set_ylim(level.shape[0] - 0.5, -0.5)
+
+
+def show_images(
+    images: Sequence[ArrayLike],
+    titles: Sequence[str] | None = None,
+    *,
+    columns: int | None = None,
+    masks: Sequence[ArrayLike | None] | None = None,
+    limits: tuple[float, float] | None = (0.0, 1.0),
+    colormap: str = "gray",
+    width: float = WIDTH,
+) -> Figure:
+    """Draw images side by side, in rows of equal size, without axes.
+
+    Parameters
+    ----------
+    images : sequence of arrays or tensors, each ``(C, H, W)``, ``(H, W)`` or ``(H, W, C)``
+        A batch ``(B, C, H, W)`` is such a sequence.
+    titles : sequence of str, optional
+        One above each image; as many as there are columns label the columns only.
+    columns : int, optional
+        Images in a row. All of them by default.
+    masks : sequence of arrays ``(H, W)`` or None, optional
+        Outlined on the images.
+    limits : (low, high) or None
+        Values drawn as black and white. Colour images are clipped to [0, 1]; None fits each grey image.
+    colormap : str
+        For images with one channel.
+    width : float
+        Width of the figure, inches.
+
+    Returns
+    -------
+    Figure
+    """
+    if len(images) == 0:
+        raise ValueError("there is no image to show")
+    drawn = [as_image(image) for image in images]
+    across = columns or len(drawn)
+    down = -(-len(drawn) // across)
+    if titles is not None and len(titles) not in (across, len(drawn)):
+        raise ValueError(f"{len(titles)} titles for {len(drawn)} images in {across} columns")
+    side = width / across
+    ratio = drawn[0].shape[0] / drawn[0].shape[1]
+    title_height = 0.24 if titles is not None else 0.0
+    rows_with_title = down if titles is not None and len(titles) > across else 1
+    figure, grid = plt.subplots(
+        down,
+        across,
+        figsize=(width, down * side * ratio + rows_with_title * title_height),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.03, "hspace": 0.03},
+    )
+    for index, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if index >= len(drawn):
+            continue
+        image = drawn[index]
+        low, high = limits if limits is not None else (None, None)
+        axes.imshow(np.clip(image, 0, 1) if image.ndim == 3 else image, cmap=colormap, vmin=low, vmax=high)
+        mask = masks[index] if masks is not None else None
+        if mask is not None:
+            draw_mask(axes, mask)
+        if titles is not None and index < len(titles):
+            axes.set_title(titles[index], fontsize=9, loc="center")
+    return figure
+
+
+def show_heat_maps(
+    images: Sequence[ArrayLike],
+    heat_maps: Sequence[ArrayLike],
+    masks: Sequence[ArrayLike | None] | None = None,
+    titles: Sequence[str] | None = None,
+    *,
+    limits: tuple[float, float] | None = None,
+    width: float = WIDTH,
+) -> Figure:
+    """Images in the upper row, the same images under their heat maps in the lower one.
+
+    Parameters
+    ----------
+    images : sequence of arrays or tensors, each ``(C, H, W)``, ``(H, W)`` or ``(H, W, C)``
+        In [0, 1].
+    heat_maps : sequence of arrays or tensors, each ``(H, W)`` or ``(1, H, W)``
+        Anomaly scores.
+    masks : sequence of arrays ``(H, W)`` or None, optional
+        True defects, outlined in both rows.
+    titles : sequence of str, optional
+        One above each column.
+    limits : (low, high), optional
+        Common scale of all maps. By default from the median to the largest score of all maps together, so
+        that the maps can be compared with each other.
+    width : float
+        Width of the figure, inches.
+
+    Returns
+    -------
+    Figure
+    """
+    if len(images) != len(heat_maps):
+        raise ValueError(f"{len(images)} images but {len(heat_maps)} heat maps")
+    scores = [as_image(heat) for heat in heat_maps]
+    if limits is None:
+        everything = np.concatenate([score.ravel() for score in scores])
+        limits = (float(np.median(everything)), float(everything.max()))
+    blended = [overlay(image, score, limits=limits) for image, score in zip(images, scores, strict=True)]
+    return show_images(
+        [*images, *blended],
+        titles,
+        columns=len(scores),
+        masks=None if masks is None else [*masks, *masks],
+        width=width,
+    )
+
+
+def show_scores(
+    axes: Axes,
+    normal: ArrayLike,
+    anomalous: ArrayLike,
+    *,
+    threshold: float | None = None,
+    label: str = "anomaly score",
+) -> None:
+    """Draw every score of two groups as a point, one row for each group, and the threshold as a line.
+
+    Parameters
+    ----------
+    axes : matplotlib Axes
+        Where to draw.
+    normal, anomalous : arrays or tensors, ``(N,)``
+        Scores of the two groups.
+    threshold : float, optional
+        Scores above it count as anomalous.
+    label : str
+        What the horizontal axis shows.
+    """
+    generator = np.random.default_rng(0)  # only spreads the points vertically
+    for row, (values, name) in enumerate(((anomalous, "anomaly"), (normal, "normal"))):
+        scores = np.asarray(_on_host(values), dtype=np.float64).ravel()
+        heights = row + generator.uniform(-0.22, 0.22, len(scores))
+        marker = "^" if name == "anomaly" else "o"
+        axes.scatter(scores, heights, s=16, color=PALETTE[name], marker=marker, alpha=0.65, linewidths=0)
+    if threshold is not None:
+        axes.axvline(threshold, color=PALETTE["ink"], linewidth=1.2, linestyle="--")
+        axes.annotate("threshold", (threshold, 1.42), xytext=(4, 0), textcoords="offset points", fontsize=8.5)
+    axes.set_yticks([0, 1], ["anomalous", "normal"])
+    axes.set_ylim(-0.5, 1.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(label)
+
+
+def _on_host(values: Any) -> Any:
+    """A tensor as a CPU tensor without history; everything else unchanged."""
+    return values.detach().float().cpu() if hasattr(values, "detach") else values
