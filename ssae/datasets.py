@@ -2,14 +2,14 @@
 
 The layout (Bergmann et al., CVPR 2019), one folder a category::
 
-    ROOT/CATEGORY/train/good/*.png                        normal images to train on
-    ROOT/CATEGORY/test/good/*.png                         normal images to test on
-    ROOT/CATEGORY/test/DEFECT/NAME.png                    defective images, one folder a kind of defect
-    ROOT/CATEGORY/ground_truth/DEFECT/NAME_mask.png       their masks: 0 normal, anything else (255) defective
+    ROOT/CATEGORY/train/good/*.png                     normal images to train on
+    ROOT/CATEGORY/test/good/*.png                      normal images to test on
+    ROOT/CATEGORY/test/DEFECT/NAME.png                 defective images, one folder a kind of defect
+    ROOT/CATEGORY/ground_truth/DEFECT/NAME_mask.png    their masks: 0 normal, anything else (255) defective
 
-`load_category` reads it at any resolution, `check` lists every problem of a whole tree in one pass, and both
-judge a file with the same code: what `check` calls an error is what loading refuses, as a `DataError` that names
-the file, the fault and the mend.
+`load_category` reads it at any resolution, `check` lists every problem of a whole tree in one pass, and
+both judge a file with the same code: what `check` calls an error is what loading refuses, as a `DataError`
+that names the file, the fault and the mend.
 
 Explained in chapters 12 and 14.
 """
@@ -22,11 +22,10 @@ import os
 import stat
 import unicodedata
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 __all__ = [
+    "PROBLEM_KINDS",
     "Category",
     "DataError",
     "Problem",
@@ -50,8 +50,9 @@ __all__ = [
 ]
 
 GOOD = "good"
-MAX_PIXELS = 100_000_000  # beyond any inspection camera; above it a header is taken for a decompression bomb
-FEW_IMAGES = 10  # below this a training set is named as small
+MAX_PIXELS = 100_000_000  # beyond any inspection camera; a header that claims more is taken for a bomb
+FEW_IMAGES = 10  # a smaller training set is pointed out
+SMALLEST = 16  # pixels a side; nothing smaller is a photograph
 
 _FORMATS = {
     ".png": {"PNG"},
@@ -62,11 +63,153 @@ _FORMATS = {
     ".tiff": {"TIFF"},
     ".webp": {"WEBP"},
 }
+_ENDINGS = ", ".join(_FORMATS)
 _IGNORED = {"thumbs.db", "desktop.ini", "license.txt", "readme.txt"}
-_LOOKS_GOOD = {"good", "ok", "normal", "okay", "goods"}
+_MEANS_GOOD = {"good", "ok", "normal", "okay", "goods"}
 
 
 # Problems
+
+PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
+    # kind: (severity, what is wrong, mend); braces are filled in where the problem is found
+    # the file
+    "not_a_file": ("error", "is not a regular file", "replace it by an image file"),
+    "broken_link": (
+        "error",
+        "is a link that leads nowhere or in a circle",
+        "replace it by the file it stood for",
+    ),
+    "permission": ("error", "may not be read", "give yourself permission (chmod u+rX)"),
+    "unreadable": (
+        "error",
+        "cannot be read: truncated, damaged, or no image ({why})",
+        "copy or export it again",
+    ),
+    "zero_bytes": ("error", "is an empty file", "copy the file again"),
+    "lfs_pointer": ("error", "is a Git LFS pointer, not the image", "run `git lfs pull` in its repository"),
+    "bomb": (
+        "error",
+        f"claims more than {MAX_PIXELS // 10**6} million pixels",
+        "replace it or cut it into pieces",
+    ),
+    "multi_frame": (
+        "error",
+        "holds {frames} frames, and which is meant is unknown",
+        "save each as its own file",
+    ),
+    "wrong_extension": ("warning", "is a {format} file by its content", "give it the right extension"),
+    # the photograph
+    "sixteen_bit": (
+        "error",
+        "has more than 8 bits a channel, and its white level is unknown",
+        "convert it to 8 bits with the range of the camera",
+    ),
+    "transparent": (
+        "error",
+        "has transparent pixels, whose colour is undefined",
+        "flatten it onto a background",
+    ),
+    "tiny": ("error", "is only {width} x {height} pixels", "replace it by the full image"),
+    "alpha": ("warning", "has an alpha channel (opaque, dropped)", "save it without alpha"),
+    "palette": ("warning", "is a palette image (converted to RGB)", "save it as RGB or grey"),
+    "colour_space": ("warning", "is {mode} (converted to RGB without a colour profile)", "export it as RGB"),
+    "exif_rotation": (
+        "warning",
+        "is stored turned, with an EXIF orientation (turned upright on loading)",
+        "save it upright, and see that its mask fits the upright image",
+    ),
+    "blank": ("warning", "is one uniform colour", "look whether the photograph failed"),
+    # the mask
+    "mask_empty": (
+        "error",
+        "marks no pixel of a defective image",
+        "draw the defect, or move the image to test/good",
+    ),
+    "mask_full": ("warning", "marks every pixel", "see that 0 means normal and the mask is not inverted"),
+    "mask_not_binary": (
+        "error",
+        "has values between normal and defective",
+        "threshold it to 0 and 255 and save it as PNG, never as JPEG",
+    ),
+    "mask_size": (
+        "error",
+        "is {width} x {height} pixels, its image {image_width} x {image_height}",
+        "export the mask at the size of its image",
+    ),
+    "mask_missing": (
+        "error",
+        "is a defective image without a mask",
+        "draw ground_truth/{defect}/{stem}_mask.png",
+    ),
+    "mask_ambiguous": ("error", "has several masks: {masks}", "keep one"),
+    "mask_on_good": (
+        "error",
+        "marks a defect on an image of test/good",
+        "move the image to the folder of its defect, or remove the mask",
+    ),
+    "mask_without_image": ("warning", "is a mask without an image", "restore the image or remove the mask"),
+    "no_masks": (
+        "error",
+        "does not exist, so no image of this defect has a mask",
+        "put NAME_mask.png files there",
+    ),
+    "orphan_masks": ("warning", "holds masks of a defect that test does not have", "restore test/{defect}"),
+    # the folders
+    "missing": ("error", "does not exist", "{mend}"),
+    "not_a_folder": ("error", "is not a folder", "{mend}"),
+    "empty": ("error", "holds no image", "put images there ({endings})"),
+    "no_categories": ("error", "holds no category of the MVTec AD layout", "{mend}"),
+    "no_defects": ("error", "holds no defect folder, and metrics need both kinds", "add test/DEFECT"),
+    "good_misspelt": ("error", "would count as a defect, but its name says normal", "name it exactly 'good'"),
+    "few_images": ("warning", "holds only {count} images", "take more photographs of normal parts"),
+    "train_folder": (
+        "warning",
+        "lies in train and is not used",
+        "keep normal images in train/good, others in test",
+    ),
+    "nested_folder": (
+        "warning",
+        "lies inside a folder of images and is not used",
+        "move its images one level up",
+    ),
+    "stray_image": ("warning", "lies outside the layout and is not used", "move it into {where}"),
+    "ignored": ("warning", "is of no known image type and not used", "convert it to PNG or remove it"),
+    "not_a_category": (
+        "warning",
+        "has neither train nor test and is not used",
+        "remove it, or add train/good",
+    ),
+    # the category
+    "same_name": (
+        "error",
+        "differs from {other} only in extension or case",
+        "rename or remove one of the two",
+    ),
+    "train_in_test": (
+        "error",
+        "is the same image as {other}",
+        "remove one: testing on training images proves nothing",
+    ),
+    "both_labels": (
+        "error",
+        "is the same image as {other}: normal and defective at once",
+        "remove one of the two",
+    ),
+    "duplicate": ("warning", "is the same image as {other}", "remove one of the two"),
+    "mixed_sizes": (
+        "warning",
+        "has images of several sizes ({sizes})",
+        "see that all show the part at one scale",
+    ),
+    "not_square": ("warning", "has images that are not square (squeezed on loading)", "crop them to squares"),
+    "mixed_colour": ("warning", "has grey and colour images", "use one kind, or colour itself is an anomaly"),
+    "unset": (
+        "error",
+        "is not set, so MVTec AD cannot be found",
+        "download MVTec AD from its authors (licence CC BY-NC-SA 4.0), unpack it, and set the variable to "
+        "the folder that holds bottle/, cable/ and so on, or give --data",
+    ),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -78,24 +221,29 @@ class Problem:
     path
         The file or folder at fault.
     kind
-        A stable short name of the fault, such as ``"mask_size"``.
+        A key of `PROBLEM_KINDS`, such as ``"mask_size"``.
     message
         What is wrong, in words.
     mend
         What to do about it.
     severity
-        ``"error"`` where a result would be wrong or impossible (loading refuses), ``"warning"`` where loading
-        copes.
+        ``"error"`` where a result would be wrong (loading refuses), ``"warning"`` where loading copes.
     """
 
     path: str
     kind: str
     message: str
     mend: str
-    severity: Literal["error", "warning"] = "error"
+    severity: str
 
     def __str__(self) -> str:
-        return f"{self.severity}: {_printable(self.path)}: {self.message}. Mend: {self.mend}."
+        return f"{self.severity}: {_printable(self.path)} {self.message}. Mend: {self.mend}."
+
+
+def _problem(kind: str, path: Path | str, **facts: object) -> Problem:
+    severity, message, mend = PROBLEM_KINDS[kind]
+    shown = {name: _printable(str(fact)) for name, fact in facts.items()}
+    return Problem(str(path), kind, message.format_map(shown), mend.format_map(shown), severity)
 
 
 class DataError(ValueError):
@@ -107,242 +255,154 @@ class DataError(ValueError):
         The `Problem` records behind the message.
     """
 
-    def __init__(self, problems: Sequence[Problem] | Problem) -> None:
-        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
-        shown = [str(problem) for problem in self.problems[:10]]
-        if len(self.problems) > 10:
-            shown.append(f"... and {len(self.problems) - 10} more: `ssae data check` lists them all")
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        shown = [str(problem) for problem in problems[:10]]
+        if len(problems) > 10:
+            shown.append(f"... and {len(problems) - 10} more: `ssae data check` lists them all")
         super().__init__("\n".join(shown))
-
-
-def _printable(text: str) -> str:
-    """`text` with control characters and undecodable bytes escaped: a file name may hold anything."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
-    )
 
 
 def _raise_errors(problems: Iterable[Problem]) -> None:
     errors = sorted(problem for problem in problems if problem.severity == "error")
     if errors:
-        raise DataError(errors)
+        raise DataError(*errors)
 
 
-# Single files
+def _printable(text: str) -> str:
+    """`text` with control characters and undecodable bytes escaped: a file name may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _problem(path: Path, kind: str, message: str, mend: str) -> Problem:
-    return Problem(str(path), kind, message, mend)
-
-
-def _warning(path: Path, kind: str, message: str, mend: str) -> Problem:
-    return Problem(str(path), kind, message, mend, "warning")
+# Single files: read the bytes, decode them, judge what was decoded
 
 
 def _read_bytes(path: Path) -> tuple[bytes, list[Problem]]:
     try:
-        mode = path.stat().st_mode  # follows links, so a loop shows up here
-        if not stat.S_ISREG(mode):
-            # Opening a named pipe would wait for ever.
-            return b"", [_problem(path, "not_a_file", "is not a regular file", "replace it by an image file")]
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
+            return b"", [_problem("not_a_file", path)]
         data = path.read_bytes()
     except PermissionError:
-        return b"", [
-            _problem(path, "permission", "may not be read", "give yourself read permission (chmod u+r)")
-        ]
+        return b"", [_problem("permission", path)]
     except OSError as error:
         if path.is_symlink():
-            return b"", [
-                _problem(
-                    path,
-                    "broken_link",
-                    "is a link that leads nowhere or in a circle",
-                    "replace it by the file it stood for",
-                )
-            ]
-        return b"", [
-            _problem(path, "unreadable", f"cannot be read ({error.strerror or error})", "copy the file again")
-        ]
+            return b"", [_problem("broken_link", path)]
+        return b"", [_problem("unreadable", path, why=error.strerror)]
     if not data:
-        return b"", [_problem(path, "zero_bytes", "is an empty file", "copy the file again")]
+        return b"", [_problem("zero_bytes", path)]
     if data.startswith(b"version https://git-lfs"):
-        return b"", [
-            _problem(
-                path,
-                "lfs_pointer",
-                "is a Git LFS pointer, not the image",
-                "run `git lfs pull` where it came from",
-            )
-        ]
+        return b"", [_problem("lfs_pointer", path)]
     return data, []
 
 
-def _read(path: Path) -> tuple[Image.Image | None, list[Problem]]:
-    """The decoded image in the mode of its file, or None, and what is wrong with the file as a file."""
+@dataclass(frozen=True)
+class _Decoded:
+    """An image without palette, alpha and rotation, and what it was before."""
+
+    image: Image.Image  # "L" or "RGB"; its own mode where deep
+    format: str | None
+    mode: str
+    deep: bool
+    frames: int
+    turned: bool
+    opaque: bool | None  # None: no alpha
+
+
+def _decode(data: bytes) -> _Decoded:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        # verify() compares the check sums of a PNG, which decoding alone does not; it uses the object up.
+        Image.open(io.BytesIO(data)).verify()
+        image: Image.Image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        kind, mode = image.format, image.mode
+        # A 16-bit RGB file is silently cut to 8 bits; only the decoder's raw mode tells.
+        deep = mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
+        # The further frames of an MPO are a phone's previews.
+        frames = 1 if kind == "MPO" else getattr(image, "n_frames", 1)
+        image.load()
+        turned = image.getexif().get(0x0112, 1) not in (0, 1)
+        image = ImageOps.exif_transpose(image)
+        opaque = None
+        if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            grey = mode in ("L", "LA", "La")
+            image = image.convert("RGBA")
+            opaque = image.getchannel("A").getextrema() == (255, 255)
+            image = image.convert("L" if grey else "RGB")
+        elif not deep:
+            image = image.convert("L" if mode in ("1", "L") else "RGB")
+    return _Decoded(image, kind, mode, deep, frames, turned, opaque)
+
+
+def _read(path: Path) -> tuple[_Decoded | None, list[Problem]]:
+    """The decoded file, or None, and what is wrong with it whether photograph or mask."""
     data, problems = _read_bytes(path)
     if not data:
         return None, problems
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # verify() compares the check sums of a PNG, which decoding alone does not; it uses the object up.
-            Image.open(io.BytesIO(data)).verify()
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            deep = ";16" in str(getattr(image, "tile", "")) or image.mode.startswith(("I", "F"))
-            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
-            image.load()
+        decoded = _decode(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        fault = f"claims more than {MAX_PIXELS // 1_000_000} million pixels (a decompression bomb, or a wrong header)"
-        return None, [_problem(path, "bomb", fault, "replace it, or cut it into smaller images")]
-    except Exception as error:  # image plugins raise anything on damaged input: struct.error, SyntaxError ...
-        detail = type(error).__name__
-        return None, [
-            _problem(
-                path,
-                "unreadable",
-                f"is no readable image: truncated, damaged, or another kind of file ({detail})",
-                "copy or export it again",
-            )
-        ]
-    image.info["deep"] = deep
-    if frames > 1:
-        problems.append(
-            _problem(
-                path,
-                "multi_frame",
-                f"holds {frames} frames, and which one is meant is unknown",
-                "save each as a file of its own",
-            )
-        )
-    expected = _FORMATS.get(path.suffix.lower())
-    if expected is not None and image.format not in expected:
-        problems.append(
-            _warning(
-                path,
-                "wrong_extension",
-                f"is a {image.format} file by its content",
-                "rename it to the right extension",
-            )
-        )
-    return image, problems
-
-
-def _opaque(image: Image.Image) -> tuple[Image.Image, bool | None]:
-    """The image without alpha and palette, and whether its alpha was opaque throughout (None: it has none)."""
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        full = image.convert("RGBA")
-        low, _ = full.getchannel("A").getextrema()
-        grey = image.mode in ("LA", "La", "L")
-        return full.convert("L" if grey else "RGB"), low == 255
-    if image.mode == "P":
-        return image.convert("RGB"), None
-    return image, None
+        return None, [_problem("bomb", path)]
+    except Exception as error:  # on damaged input the decoders raise anything: struct.error, SyntaxError ...
+        return None, [_problem("unreadable", path, why=type(error).__name__)]
+    if decoded.frames > 1:
+        problems.append(_problem("multi_frame", path, frames=decoded.frames))
+    if decoded.format not in _FORMATS.get(path.suffix.lower(), {decoded.format}):
+        problems.append(_problem("wrong_extension", path, format=decoded.format))
+    if decoded.turned:
+        problems.append(_problem("exif_rotation", path))
+    if decoded.opaque is False:
+        problems.append(_problem("transparent", path))
+    return decoded, problems
 
 
 def _read_photo(path: Path) -> tuple[Image.Image | None, list[Problem]]:
     """The upright 8-bit image in mode "L" or "RGB", or None, and everything wrong with it."""
-    image, problems = _read(path)
-    if image is None:
+    decoded, problems = _read(path)
+    if decoded is None:
         return None, problems
-    if image.info["deep"]:
-        fault = "has more than 8 bits a channel, and its white level is unknown"
-        problems.append(
-            _problem(path, "sixteen_bit", fault, "convert it to 8 bits with the camera's true range")
-        )
-        return None, problems
-    if image.mode == "P":
-        problems.append(
-            _warning(path, "palette", "is a palette image (converted to RGB)", "save it as RGB or grey")
-        )
-    if image.mode == "CMYK":
-        problems.append(
-            _warning(path, "cmyk", "is CMYK (converted to RGB without a colour profile)", "export it as RGB")
-        )
-    elif image.mode not in ("1", "L", "RGB", "P", "RGBA", "LA", "PA", "La", "RGBa"):
-        problems.append(
-            _warning(path, "colour_space", f"has mode {image.mode} (converted to RGB)", "export it as RGB")
-        )
-    turned = image.getexif().get(0x0112, 1) not in (0, 1)
-    if turned:
-        fault = "is stored turned, with an EXIF orientation (turned upright on loading)"
-        problems.append(
-            _warning(
-                path, "exif_rotation", fault, "save it upright; see that its mask fits the upright image"
-            )
-        )
-        image = ImageOps.exif_transpose(image)
-    image, opaque = _opaque(image)
-    if opaque is True:
-        problems.append(
-            _warning(path, "alpha", "has an alpha channel (opaque, dropped)", "save it without alpha")
-        )
-    elif opaque is False:
-        problems.append(
-            _problem(
-                path,
-                "transparent",
-                "has transparent pixels, whose colour is undefined",
-                "flatten it onto a background",
-            )
-        )
-    image = image.convert("L") if image.mode in ("1", "L") else image.convert("RGB")
-    if min(image.size) < 16:
-        problems.append(
-            _problem(
-                path, "tiny", f"is only {image.width} x {image.height} pixels", "replace it by the full image"
-            )
-        )
+    if decoded.deep:
+        return None, [*problems, _problem("sixteen_bit", path)]
+    image = decoded.image
+    if decoded.opaque:
+        problems.append(_problem("alpha", path))
+    if decoded.mode in ("P", "PA"):
+        problems.append(_problem("palette", path))
+    elif decoded.mode not in ("1", "L", "LA", "La", "RGB", "RGBA", "RGBa"):
+        problems.append(_problem("colour_space", path, mode=decoded.mode))
+    if min(image.size) < SMALLEST:
+        problems.append(_problem("tiny", path, width=image.width, height=image.height))
     if all(low == high for low, high in (band.getextrema() for band in image.split())):
-        problems.append(
-            _warning(path, "blank", "is one uniform colour", "look whether the photograph failed")
-        )
+        problems.append(_problem("blank", path))
     return image, problems
 
 
 def _read_mask(path: Path) -> tuple[np.ndarray | None, list[Problem]]:
     """The mask as booleans (H, W), or None, and everything wrong with it by itself."""
-    image, problems = _read(path)
-    if image is None:
+    decoded, problems = _read(path)
+    if decoded is None:
         return None, problems
-    turned = image.getexif().get(0x0112, 1) not in (0, 1)
-    if turned:
-        problems.append(
-            _warning(
-                path,
-                "exif_rotation",
-                "is a mask stored turned (turned upright on loading)",
-                "save it upright",
-            )
-        )
-        image = ImageOps.exif_transpose(image)
-    image, opaque = _opaque(image)
-    if opaque is False:
-        fault = "is a mask with transparent pixels: where the defect is, is unclear"
-        problems.append(_problem(path, "transparent", fault, "save it as grey, 0 and 255"))
-        return None, problems
-    values = np.asarray(image)
-    flat = values.reshape(values.shape[0], values.shape[1], -1).astype(np.int64)
-    mask = (flat != 0).any(axis=2)
-    marked = flat[mask]
-    if marked.size and (marked != marked[0]).any():
-        fault = "is a mask with grey levels between normal and defective"
-        problems.append(
-            _problem(path, "mask_not_binary", fault, "threshold it to 0 and 255 and save as PNG, never JPEG")
-        )
+    values = np.asarray(decoded.image)
+    values = values.reshape(*values.shape[:2], -1)
+    mask = (values != 0).any(axis=2)
+    marked = values[mask]
+    if (marked != marked[:1]).any():
+        problems.append(_problem("mask_not_binary", path))
     if not mask.any():
-        fault = "is a mask without a single defective pixel"
-        problems.append(
-            _problem(path, "mask_empty", fault, "draw the defect, or move the image to test/good")
-        )
+        problems.append(_problem("mask_empty", path))
     elif mask.all():
-        fault = "is a mask that marks every pixel"
-        problems.append(
-            _warning(path, "mask_full", fault, "see that 0 means normal and that the mask is not inverted")
-        )
+        problems.append(_problem("mask_full", path))
     return mask, problems
+
+
+def _compare_sizes(mask_path: Path, mask: np.ndarray, image_size: tuple[int, int]) -> list[Problem]:
+    height, width = mask.shape
+    if (width, height) == image_size:
+        return []
+    facts = {"width": width, "height": height, "image_width": image_size[0], "image_height": image_size[1]}
+    return [_problem("mask_size", mask_path, **facts)]
 
 
 # Loading pixels
@@ -352,8 +412,8 @@ def load_images(paths: Sequence[str | os.PathLike[str]], resolution: int) -> Ten
     """Read images as one tensor.
 
     Each is turned upright (EXIF), made RGB (grey is repeated over the channels) and resized to a square by
-    Lanczos resampling whose support grows with the reduction, so nothing aliases; an image of the right size is
-    not touched.
+    Lanczos resampling whose support grows with the reduction, so nothing aliases; an image of the right
+    size is not touched.
 
     Parameters
     ----------
@@ -395,8 +455,8 @@ def load_masks(
     """Read defect masks as one boolean tensor; None stands for a normal image and gives an empty mask.
 
     A mask is resampled by nearest neighbour. That keeps the share of defective pixels on average, where
-    max-pooling would grow every defect. A mask that no sample hits is max-pooled instead: a defective image never
-    loses its mask.
+    max-pooling would grow every defect. A mask that no sample hits is max-pooled instead: a defective image
+    never loses its mask.
 
     Parameters
     ----------
@@ -424,7 +484,8 @@ def load_masks(
             continue
         mask, problems = _read_mask(Path(path))
         if mask is not None and image_paths is not None:
-            problems += _size_problems(Path(path), mask, Path(image_paths[index]))
+            photo, _ = _read_photo(Path(image_paths[index]))
+            problems += _compare_sizes(Path(path), mask, photo.size) if photo is not None else []
         _raise_errors(problems)
         assert mask is not None
         masks[index] = torch.from_numpy(_resize_mask(mask, resolution))
@@ -440,18 +501,6 @@ def _resize_mask(mask: np.ndarray, resolution: int) -> np.ndarray:
         hit_rows, hit_columns = np.nonzero(mask)
         small[hit_rows * resolution // mask.shape[0], hit_columns * resolution // mask.shape[1]] = True
     return small
-
-
-def _size_problems(mask_path: Path, mask: np.ndarray, image_path: Path) -> list[Problem]:
-    photo, _ = _read_photo(image_path)
-    if photo is None or photo.size == mask.shape[::-1]:
-        return []
-    return [_mask_size(mask_path, mask, photo.size)]
-
-
-def _mask_size(path: Path, mask: np.ndarray, size: tuple[int, int]) -> Problem:
-    fault = f"is a mask of {mask.shape[1]} x {mask.shape[0]} pixels for an image of {size[0]} x {size[1]}"
-    return _problem(path, "mask_size", fault, "draw or export the mask at the size of its image")
 
 
 def _check_resolution(resolution: int) -> None:
@@ -524,6 +573,12 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def _missing_folder(folder: Path, mend: str) -> list[Problem]:
+    if folder.is_dir():
+        return []
+    return [_problem("not_a_folder" if os.path.lexists(folder) else "missing", folder, mend=mend)]
+
+
 def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Problem]]:
     """Folders and image files directly in `folder`, in the order of their names, and what is odd about it."""
     folders: list[Path] = []
@@ -532,28 +587,9 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Problem]]:
     try:
         names = sorted(os.listdir(folder), key=lambda name: (_key(name), name))
     except PermissionError:
-        return (
-            [],
-            [],
-            [
-                _problem(
-                    folder, "permission", "may not be listed", "give yourself read permission (chmod u+rx)"
-                )
-            ],
-        )
+        return [], [], [_problem("permission", folder)]
     except OSError as error:
-        return (
-            [],
-            [],
-            [
-                _problem(
-                    folder,
-                    "unreadable",
-                    f"cannot be listed ({error.strerror or error})",
-                    "replace it by a folder",
-                )
-            ],
-        )
+        return [], [], [_problem("unreadable", folder, why=error.strerror)]
     for name in names:
         path = folder / name
         if name.startswith(".") or name.lower() in _IGNORED:
@@ -563,16 +599,23 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Problem]]:
         elif path.suffix.lower() in _FORMATS:
             files.append(path)
         else:
-            ending = path.suffix or "no extension"
-            problems.append(
-                _warning(
-                    path,
-                    "ignored",
-                    f"is not used: {ending} is no known image type",
-                    "convert it to PNG, or remove it",
-                )
-            )
+            problems.append(_problem("ignored", path))
     return folders, files, problems
+
+
+def _image_folder(folder: Path) -> tuple[list[Path], list[Problem]]:
+    """The images of a folder that should hold images and nothing else, and what is wrong with the folder."""
+    folders, files, problems = _entries(folder)
+    problems += [_problem("nested_folder", path) for path in folders]
+    seen: dict[str, Path] = {}
+    for path in files:
+        # The two would share a mask, or overwrite each other on a file system that ignores case.
+        other = seen.setdefault(_key(path.stem).casefold(), path)
+        if other is not path:
+            problems.append(_problem("same_name", path, other=other.name))
+    if not files and not any(problem.path == str(folder) for problem in problems):
+        problems.append(_problem("empty", folder, endings=_ENDINGS))
+    return files, problems
 
 
 def image_files(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -581,23 +624,14 @@ def image_files(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
     Raises
     ------
     DataError
-        The folder is missing, may not be read, or holds no image.
+        The folder is missing, may not be read, holds no image, or two whose names differ only in extension
+        or case.
     """
     folder = Path(folder)
-    _raise_errors(_missing_folder(folder, "give the path of a folder with images"))
-    _, files, problems = _entries(folder)
+    _raise_errors(_missing_folder(folder, "give a folder of images"))
+    files, problems = _image_folder(folder)
     _raise_errors(problems)
-    if not files:
-        kinds = ", ".join(_FORMATS)
-        raise DataError(_problem(folder, "empty", "holds no image", f"put images there ({kinds})"))
     return tuple(files)
-
-
-def _missing_folder(folder: Path, mend: str) -> list[Problem]:
-    if folder.is_dir():
-        return []
-    what = "is not a folder" if os.path.lexists(folder) else "does not exist"
-    return [_problem(folder, "missing", what, mend)]
 
 
 def load_folder(folder: str | os.PathLike[str], resolution: int) -> Category:
@@ -606,7 +640,7 @@ def load_folder(folder: str | os.PathLike[str], resolution: int) -> Category:
     Raises
     ------
     DataError
-        The folder is missing or holds no image.
+        As `image_files`.
     """
     _check_resolution(resolution)
     folder = Path(folder)
@@ -636,11 +670,8 @@ def load_category(root: str | os.PathLike[str], category: str, resolution: int) 
     """
     _check_resolution(resolution)
     folder = Path(root) / category
-    if not folder.is_dir():
-        found = ", ".join(_names(Path(root))) or "none"
-        raise DataError(
-            _problem(folder, "missing", "does not exist", f"choose one of the categories there: {found}")
-        )
+    found = ", ".join(_names(Path(root))) or "none"
+    _raise_errors(_missing_folder(folder, f"choose one of the categories there: {found}"))
     listing, problems = _list_category(folder, resolution)
     digests: dict[Path, str] = {}
     for path in (*listing.train_paths, *listing.test_paths):
@@ -651,220 +682,115 @@ def load_category(root: str | os.PathLike[str], category: str, resolution: int) 
     return listing
 
 
-def _list_category(folder: Path, resolution: int = 256) -> tuple[Category, list[Problem]]:
-    """The files of a category folder as far as they match, and every problem that names alone show."""
-    problems: list[Problem] = []
-    train_folder, test_folder, truth_folder = folder / "train", folder / "test", folder / "ground_truth"
-
-    train: list[Path] = []
-    missing = _missing_folder(train_folder / GOOD, "put the normal training images into train/good")
-    problems += missing
-    if not missing:
-        folders, train, found = _entries(train_folder / GOOD)
-        problems += found + [_nested(path) for path in folders] + _same_stem(train)
-        if not train and not any(problem.kind == "permission" for problem in found):
-            problems.append(
-                _problem(
-                    train_folder / GOOD, "empty", "holds no image", "put the normal training images there"
-                )
-            )
-        elif 0 < len(train) < FEW_IMAGES:
-            mend = "take more photographs of normal parts"
-            problems.append(
-                _warning(train_folder / GOOD, "few_images", f"holds only {len(train)} images", mend)
-            )
-        folders, files, _ = _entries(train_folder)
-        for path in folders:
-            if path.name != GOOD:
-                mend = "training uses train/good only; move defects to test/"
-                problems.append(_warning(path, "train_folder", "lies in train and is not used", mend))
-        problems += [_stray(path, "train/good") for path in files]
-
+def _list_category(folder: Path, resolution: int) -> tuple[Category, list[Problem]]:
+    """The files of a category as far as they match, and every problem that names alone show."""
+    train, problems = _list_train(folder / "train")
     test: list[Path] = []
     defects: list[str] = []
     masks: list[Path | None] = []
-    missing = _missing_folder(test_folder, "put test images into test/good and test/DEFECT")
-    problems += missing
-    kinds: list[Path] = []
-    if not missing:
-        kinds, files, found = _entries(test_folder)
-        problems += found + [_stray(path, "test/good or test/DEFECT") for path in files]
-        if GOOD not in {path.name for path in kinds}:
-            problems.append(
-                _problem(
-                    test_folder / GOOD,
-                    "missing",
-                    "does not exist",
-                    "put normal test images there: metrics need both",
-                )
-            )
-        if all(path.name == GOOD for path in kinds):
-            mend = "put defective images into test/DEFECT: metrics need both"
-            problems.append(_problem(test_folder, "no_defects", "holds no defect folder", mend))
+    kinds, found = _list_test(folder / "test")
+    problems += found
+    truth_folders = {_key(path.name): path for path in _entries(folder / "ground_truth")[0]}
     for kind in kinds:
-        folders, files, found = _entries(kind)
-        problems += found + [_nested(path) for path in folders] + _same_stem(files)
-        if kind.name != GOOD and kind.name.strip().casefold() in _LOOKS_GOOD:
-            fault = "would count as a kind of defect, but its name says normal"
-            problems.append(_problem(kind, "good_misspelt", fault, "name it exactly 'good'"))
-        if not files and not any(problem.kind in ("permission", "unreadable") for problem in found):
-            problems.append(
-                _problem(kind, "empty", "holds no image", "put images there, or remove the folder")
-            )
+        files, found = _image_folder(kind)
+        problems += found
+        truth = truth_folders.pop(_key(kind.name), folder / "ground_truth" / kind.name)
+        matched, found = _no_marks(files, truth) if kind.name == GOOD else _match_masks(files, truth)
+        problems += found
         test += files
         defects += [_key(kind.name)] * len(files)
-        matched, found = _match_masks(kind, files, truth_folder / kind.name)
         masks += matched
-        problems += found
-    if truth_folder.is_dir():
-        for path in _entries(truth_folder)[0]:
-            if path.name != GOOD and _key(path.name) not in {_key(kind.name) for kind in kinds}:
-                mend = "restore test/" + path.name + ", or remove the masks"
-                problems.append(
-                    _warning(path, "orphan_masks", "holds masks of a defect that test does not have", mend)
-                )
-    category = Category(
-        _key(folder.resolve().name),
-        folder,
-        resolution,
-        tuple(train),
-        tuple(test),
-        tuple(defects),
-        tuple(masks),
-    )
-    return category, problems
+    problems += [
+        _problem("orphan_masks", path, defect=name) for name, path in truth_folders.items() if name != GOOD
+    ]
+    name = _key(folder.name or folder.resolve().name)
+    return Category(
+        name, folder, resolution, tuple(train), tuple(test), tuple(defects), tuple(masks)
+    ), problems
 
 
-def _nested(path: Path) -> Problem:
-    return _warning(
-        path,
-        "nested_folder",
-        "is a folder inside a folder of images and is not used",
-        "move its images one level up",
-    )
+def _list_train(folder: Path) -> tuple[list[Path], list[Problem]]:
+    problems = _missing_folder(folder / GOOD, "put the normal training images there")
+    if problems:
+        return [], problems
+    files, problems = _image_folder(folder / GOOD)
+    if 0 < len(files) < FEW_IMAGES:
+        problems.append(_problem("few_images", folder / GOOD, count=len(files)))
+    folders, strays, _ = _entries(folder)
+    problems += [_problem("train_folder", path) for path in folders if path.name != GOOD]
+    problems += [_problem("stray_image", path, where="train/good") for path in strays]
+    return files, problems
 
 
-def _stray(path: Path, where: str) -> Problem:
-    return _warning(path, "stray_image", "lies outside the layout and is not used", f"move it into {where}")
+def _list_test(folder: Path) -> tuple[list[Path], list[Problem]]:
+    problems = _missing_folder(folder, "put test images into test/good and test/DEFECT")
+    if problems:
+        return [], problems
+    kinds, strays, problems = _entries(folder)
+    problems += [_problem("stray_image", path, where="test/good or test/DEFECT") for path in strays]
+    names = {kind.name for kind in kinds}
+    if GOOD not in names:
+        problems.append(
+            _problem("missing", folder / GOOD, mend="put normal test images there: metrics need both kinds")
+        )
+    if not names - {GOOD}:
+        problems.append(_problem("no_defects", folder))
+    for kind in kinds:
+        if kind.name != GOOD and kind.name.strip().casefold() in _MEANS_GOOD:
+            problems.append(_problem("good_misspelt", kind))
+    return kinds, problems
 
 
-def _same_stem(files: Sequence[Path]) -> list[Problem]:
-    """Two files that differ only in their extension or case would share a mask."""
-    first: dict[str, Path] = {}
+def _no_marks(images: Sequence[Path], folder: Path) -> tuple[list[Path | None], list[Problem]]:
+    """No masks for normal images; if the folder has some, they must be empty."""
     problems = []
-    for path in files:
-        stem = _key(path.stem).casefold()
-        if stem in first:
-            fault = f"has the same name as {_printable(first[stem].name)} but for extension or case"
-            problems.append(_problem(path, "same_name", fault, "rename or remove one of the two"))
-        first.setdefault(stem, path)
-    return problems
+    for path in _entries(folder)[1] if folder.is_dir() else []:
+        mask, _ = _read_mask(path)
+        if mask is not None and mask.any():
+            problems.append(_problem("mask_on_good", path))
+    return [None] * len(images), problems
 
 
-def _match_masks(kind: Path, images: Sequence[Path], folder: Path) -> tuple[list[Path | None], list[Problem]]:
-    """The mask of each image of one test folder, and what does not match."""
-    if kind.name == GOOD:
-        problems = []
-        if folder.is_dir():
-            for path in _entries(folder)[1]:
-                mask, _ = _read_mask(path)
-                if mask is not None and mask.any():
-                    fault = "marks a defect on an image of test/good"
-                    problems.append(
-                        _problem(
-                            path,
-                            "mask_on_good",
-                            fault,
-                            "move the image to its defect folder, or remove the mask",
-                        )
-                    )
-        return [None] * len(images), problems
+def _match_masks(images: Sequence[Path], folder: Path) -> tuple[list[Path | None], list[Problem]]:
+    """The mask of each image of one defect, ``NAME_mask.*`` or ``NAME.*``, and what does not match."""
     if not folder.is_dir():
-        if not images:
-            return [], []
-        mend = f"put the {len(images)} masks there, named NAME_mask.png"
-        return [None] * len(images), [
-            _problem(folder, "no_masks", "does not exist: the defects have no masks", mend)
-        ]
+        return [None] * len(images), [_problem("no_masks", folder)] if images else []
     _, files, problems = _entries(folder)
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        by_stem[_key(path.stem)].append(path)
+    unused = dict.fromkeys(files)
     masks: list[Path | None] = []
-    used: set[Path] = set()
     for image in images:
-        stem = _key(image.stem)
-        found = by_stem.get(stem + "_mask", []) + by_stem.get(stem, [])
-        used.update(found)
+        stems = (_key(image.stem) + "_mask", _key(image.stem))
+        found = [path for path in unused if _key(path.stem) in stems]
         masks.append(found[0] if found else None)
+        for path in found:
+            del unused[path]
         if not found:
-            mend = f"draw {_printable(folder.name)}/{_printable(image.stem)}_mask.png"
-            problems.append(_problem(image, "mask_missing", "is a defective image without a mask", mend))
+            problems.append(_problem("mask_missing", image, defect=folder.name, stem=image.stem))
         elif len(found) > 1:
-            others = ", ".join(_printable(path.name) for path in found)
-            problems.append(_problem(image, "mask_ambiguous", f"has several masks: {others}", "keep one"))
-    for path in files:
-        if path not in used:
-            problems.append(
-                _warning(
-                    path,
-                    "mask_without_image",
-                    "is a mask without an image",
-                    "restore the image, or remove the mask",
-                )
-            )
-    return masks, problems
+            problems.append(_problem("mask_ambiguous", image, masks=", ".join(path.name for path in found)))
+    return masks, problems + [_problem("mask_without_image", path) for path in unused]
 
 
-def _duplicates(category: Category, digests: dict[Path, str]) -> list[Problem]:
+def _duplicates(category: Category, digests: Mapping[Path, str]) -> list[Problem]:
     """Images with equal digests where there should be two different ones."""
+    labelled = [(path, "train") for path in category.train_paths]
+    labelled += [
+        (path, GOOD if defect == GOOD else "defect")
+        for path, defect in zip(category.test_paths, category.test_defects, strict=True)
+    ]
     problems = []
-    train: dict[str, Path] = {}
-    for path in category.train_paths:
-        digest = digests.get(path)
-        if digest in train:
-            problems.append(
-                _warning(
-                    path,
-                    "duplicate",
-                    f"is the same image as {_printable(train[digest].name)}",
-                    "remove one of the two",
-                )
-            )
-        elif digest is not None:
-            train[digest] = path
-    test: dict[str, tuple[Path, str]] = {}
-    for path, defect in zip(category.test_paths, category.test_defects, strict=True):
-        digest = digests.get(path)
-        if digest is None:
+    seen: dict[str, tuple[Path, str]] = {}
+    for path, label in labelled:
+        if path not in digests:
             continue
-        if digest in train:
-            fault = f"is the training image train/good/{_printable(train[digest].name)}"
-            problems.append(
-                _problem(
-                    path,
-                    "train_in_test",
-                    fault,
-                    "remove it from one of the two: a test on training images proves nothing",
-                )
-            )
-        if digest in test:
-            other, kind = test[digest]
-            where = f"{_printable(kind)}/{_printable(other.name)}"
-            if (kind == GOOD) != (defect == GOOD):
-                problems.append(
-                    _problem(
-                        path,
-                        "both_labels",
-                        f"is also test/{where}: normal and defective at once",
-                        "remove one of the two",
-                    )
-                )
-            else:
-                problems.append(
-                    _warning(path, "duplicate", f"is the same image as test/{where}", "remove one of the two")
-                )
-        test.setdefault(digest, (path, defect))
+        first, first_label = seen.setdefault(digests[path], (path, label))
+        if first is path:
+            continue
+        if label == first_label:
+            kind = "duplicate"
+        else:
+            kind = "train_in_test" if first_label == "train" else "both_labels"
+        problems.append(_problem(kind, path, other=first.relative_to(category.root).as_posix()))
     return problems
 
 
@@ -873,8 +799,6 @@ def _is_category(folder: Path) -> bool:
 
 
 def _names(root: Path) -> list[str]:
-    if not root.is_dir():
-        return []
     return [folder.name for folder in _entries(root)[0] if _is_category(folder)]
 
 
@@ -895,13 +819,15 @@ def categories(root: str | os.PathLike[str]) -> list[str]:
 
 
 def _no_categories(root: Path) -> Problem:
-    inside = [path.name for path in _entries(root)[0] if _names(path)]
-    mend = (
-        f"give {_printable(str(root / inside[0]))}"
-        if inside
-        else "give the folder that holds CATEGORY/train/good"
-    )
-    return _problem(root, "no_categories", "holds no category of the MVTec AD layout", mend)
+    """The usual reasons are one level too high, or one too low."""
+    inside = [path for path in _entries(root)[0] if _names(path)]
+    if inside:
+        mend = f"give {inside[0]}"
+    elif _is_category(root):
+        mend = f"this is a category; give the folder above it, {root.resolve().parent}"
+    else:
+        mend = "give the folder that holds CATEGORY/train/good"
+    return _problem("no_categories", root, mend=mend)
 
 
 def mvtec_root() -> Path:
@@ -914,13 +840,11 @@ def mvtec_root() -> Path:
     """
     value = os.environ.get("SSAE_MVTEC_ROOT", "")
     if not value:
-        mend = (
-            "download MVTec AD from its authors (licence CC BY-NC-SA 4.0), unpack it, and set SSAE_MVTEC_ROOT "
-            "to the folder that holds bottle/, cable/, ...; or give --data"
-        )
-        raise DataError(Problem("SSAE_MVTEC_ROOT", "unset", "is not set, so MVTec AD cannot be found", mend))
+        raise DataError(_problem("unset", "SSAE_MVTEC_ROOT"))
     root = Path(value).expanduser()
-    _raise_errors(_missing_folder(root, "set SSAE_MVTEC_ROOT to the folder that holds bottle/, cable/, ..."))
+    _raise_errors(
+        _missing_folder(root, "set SSAE_MVTEC_ROOT to the folder that holds bottle/, cable/ and so on")
+    )
     return root
 
 
@@ -970,74 +894,47 @@ def check(root: str | os.PathLike[str]) -> list[Problem]:
         return problems
     if _is_category(root):
         return sorted(_check_category(root))
-    folders, files, problems = _entries(root)
-    if any(problem.kind == "permission" for problem in problems):
-        return problems
-    problems = [_stray(path, "CATEGORY/train/good") for path in files]
-    if not _names(root):
-        problems.append(_no_categories(root))
+    folders, strays, problems = _entries(root)
+    names = _names(root)
+    if not names and not problems:
+        return [_no_categories(root)]
+    # Notes and licences beside the categories are nobody's fault; files inside them are looked at.
+    problems = [problem for problem in problems if problem.kind != "ignored"]
+    problems += [_problem("stray_image", path, where="CATEGORY/train/good") for path in strays]
     for folder in folders:
-        if _is_category(folder):
-            problems += _check_category(folder)
-        elif _names(root):
-            mend = "remove it, or add train/good and test"
-            problems.append(
-                _warning(folder, "not_a_category", "is a folder without train and test, and not used", mend)
-            )
+        problems += _check_category(folder) if folder.name in names else [_problem("not_a_category", folder)]
     return sorted(problems)
 
 
 def _check_category(folder: Path) -> list[Problem]:
-    category, problems = _list_category(folder)
+    category, problems = _list_category(folder, resolution=1)
     digests: dict[Path, str] = {}
-    sizes: Counter[tuple[int, int]] = Counter()
-    modes: Counter[str] = Counter()
-    size_of: dict[Path, tuple[int, int]] = {}
+    sizes: dict[Path, tuple[int, int]] = {}
+    modes: set[str] = set()
     for path in _progress([*category.train_paths, *category.test_paths], folder.name):
         photo, found = _read_photo(path)
         problems += found
         if photo is not None:
             # Pixels rather than bytes: a copy saved anew is still a copy.
-            digests[path] = hashlib.sha256(
-                repr(photo.size).encode() + photo.convert("RGB").tobytes()
-            ).hexdigest()
-            size_of[path] = photo.size
-            sizes[photo.size] += 1
-            modes[photo.mode] += 1
-    for image, mask_path in zip(category.test_paths, category.mask_paths, strict=True):
-        if mask_path is None:
-            continue
-        mask, found = _read_mask(mask_path)
-        problems += found
-        if mask is not None and image in size_of and size_of[image] != mask.shape[::-1]:
-            problems.append(_mask_size(mask_path, mask, size_of[image]))
+            pixels = repr(photo.size).encode() + photo.convert("RGB").tobytes()
+            digests[path] = hashlib.sha256(pixels).hexdigest()
+            sizes[path] = photo.size
+            modes.add(photo.mode)
+    for image_path, mask_path in zip(category.test_paths, category.mask_paths, strict=True):
+        if mask_path is not None:
+            mask, found = _read_mask(mask_path)
+            problems += found
+            if mask is not None and image_path in sizes:
+                problems += _compare_sizes(mask_path, mask, sizes[image_path])
     problems += _duplicates(category, digests)
-    if len(sizes) > 1:
-        shown = ", ".join(f"{count} of {width} x {height}" for (width, height), count in sizes.most_common(4))
-        problems.append(
-            _warning(
-                folder,
-                "mixed_sizes",
-                f"has images of several sizes ({shown})",
-                "see that all show the part at one scale",
-            )
+    counts = Counter(sizes.values())
+    if len(counts) > 1:
+        shown = ", ".join(
+            f"{count} of {width} x {height}" for (width, height), count in counts.most_common(4)
         )
-    if any(width != height for width, height in sizes):
-        problems.append(
-            _warning(
-                folder,
-                "not_square",
-                "has images that are not square (squeezed on loading)",
-                "crop them to a square",
-            )
-        )
+        problems.append(_problem("mixed_sizes", folder, sizes=shown))
+    if any(width != height for width, height in counts):
+        problems.append(_problem("not_square", folder))
     if len(modes) > 1:
-        problems.append(
-            _warning(
-                folder,
-                "mixed_colour",
-                "has grey and colour images",
-                "use one kind: colour itself becomes an anomaly",
-            )
-        )
+        problems.append(_problem("mixed_colour", folder))
     return problems
