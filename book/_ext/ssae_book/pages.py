@@ -8,8 +8,10 @@ import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from docutils import nodes
+from PIL import Image
 
 from . import repository
 
@@ -25,6 +27,9 @@ def _configure(app: Sphinx, config: Config) -> None:
     options["repository_url"] = repository.repository_url()
     options["repository_branch"] = repository.BRANCH
     options["path_to_docs"] = "book"
+    options["logo"] = {"text": config.html_title, "alt_text": ""}  # the title beside it says it all
+    config.html_logo = "_static/logo.svg"
+    config.html_favicon = "_static/favicon.svg"
     options["use_repository_button"] = True
     options["use_issues_button"] = True
     options["use_edit_page_button"] = True
@@ -46,13 +51,54 @@ def _describe(
         "og:type": "website" if page == app.config.root_doc else "article",
         "og:url": f"{base}/{page}.html",
         "og:site_name": html.escape(app.config.html_title, quote=True),
-        "og:image": f"{base}/_static/cover.png",
+        "og:image": _first_picture(app, doctree, base),
     }
     lines = [f'<meta property="{name}" content="{value}">' for name, value in tags.items() if value]
     if description:
         lines.append(f'<meta name="description" content="{description}">')
         lines.append(f'<meta property="og:description" content="{description}">')
     context["metatags"] = context.get("metatags", "") + "\n" + "\n".join(lines)
+
+
+def _first_picture(app: Sphinx, doctree: nodes.document, base: str) -> str:
+    for image in doctree.findall(nodes.image):
+        name = app.builder.images.get(image["uri"])
+        if name and not name.endswith(".svg"):
+            return f"{base}/_images/{quote(name)}"
+    return ""
+
+
+def _size_images(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Give every raster image its size, so that the text does not jump while images load.
+
+    A figure's file says how many of its pixels make an inch; at two pixels for each of the screen's it is
+    drawn at half its pixel size. All images but the first of a page load when they come into view.
+    """
+    body = context.get("body")
+    if not body:
+        return
+    sources = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
+    first = True
+
+    def sized(match: re.Match[str]) -> str:
+        nonlocal first
+        tag, name = match.group(0), match.group("name")
+        added = "" if first else ' loading="lazy"'
+        first = False
+        # Notebook figures come with a fixed style that would distort them in a narrow column.
+        styled = re.search(r' style="width: (\d+)px; height: (\d+)px;"', tag)
+        source = sources.get(unquote(name))
+        if styled:
+            tag = tag.replace(styled[0], "")
+            added += f' width="{styled[1]}" height="{styled[2]}"'
+        elif source and source.suffix in {".png", ".jpg", ".webp"} and not re.search("width|height", tag):
+            with Image.open(source) as image:
+                scale = 96 / (image.info.get("dpi", (96, 96))[0] or 96)
+                width, height = (max(1, round(side * scale)) for side in image.size)
+            added += f' width="{width}" height="{height}"'
+        return f"{tag[:4]}{added}{tag[4:]}"
+
+    context["body"] = re.sub(r'<img(?= )[^>]*?src="[^"]*_images/(?P<name>[^"]+)"[^>]*>', sized, body)
 
 
 def _first_paragraph(doctree: nodes.document, limit: int = 200) -> str:
@@ -85,5 +131,6 @@ def setup(app: Sphinx) -> None:
     """Register with Sphinx."""
     app.connect("config-inited", _configure, priority=100)
     app.connect("html-page-context", _describe, priority=600)
+    app.connect("html-page-context", _size_images, priority=600)
     app.connect("autodoc-process-docstring", _link_chapters)
     app.connect("build-finished", _front_page)
