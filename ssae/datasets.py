@@ -756,19 +756,21 @@ def _match_masks(images: Sequence[Path], folder: Path) -> tuple[list[Path | None
     if not folder.is_dir():
         return [None] * len(images), [_problem("no_masks", folder)] if images else []
     _, files, problems = _entries(folder)
-    unused = dict.fromkeys(files)
+    unused: dict[str, list[Path]] = {}
+    for path in files:
+        unused.setdefault(_key(path.stem), []).append(path)
     masks: list[Path | None] = []
     for image in images:
-        stems = (_key(image.stem) + "_mask", _key(image.stem))
-        found = [path for path in unused if _key(path.stem) in stems]
+        stem = _key(image.stem)
+        found = unused.pop(stem + "_mask", []) + unused.pop(stem, [])
         masks.append(found[0] if found else None)
-        for path in found:
-            del unused[path]
         if not found:
             problems.append(_problem("mask_missing", image, defect=folder.name, stem=image.stem))
         elif len(found) > 1:
             problems.append(_problem("mask_ambiguous", image, masks=", ".join(path.name for path in found)))
-    return masks, problems + [_problem("mask_without_image", path) for path in unused]
+    return masks, problems + [
+        _problem("mask_without_image", path) for left in unused.values() for path in left
+    ]
 
 
 def _duplicates(category: Category, digests: Mapping[Path, str]) -> list[Problem]:
