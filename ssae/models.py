@@ -1,0 +1,283 @@
+"""Convolutional autoencoders of the method: SDC-AE and SDC-CCM.
+
+An encoder halves the resolution stage by stage, a neck of *stacked dilated convolutions* (SDC) looks far
+around every position at the coarse resolution, and a decoder doubles the resolution again. In SDC-CCM each
+decoder stage ends in a *convex combination module* (CCM), which decides position by position, channel by
+channel, whether to take the encoder's detail or what the decoder rebuilt; SDC-AE has no such skips.
+
+The stages, the parallel dilations and the place of the modules follow what is known of the paper (Bauer,
+Nakajima, Müller, 2024). Every width, the number of stacked layers and all of the ``lite`` preset are the
+book's own choice. Explained in chapter 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Shape of a convolutional autoencoder.
+
+    Parameters
+    ----------
+    channels
+        Width of each encoder stage, finest first; each stage halves the resolution. The decoder mirrors them.
+    dilations
+        Rates of the parallel convolutions of one SDC layer. ``(1, 1, 1, 1)`` gives a neck of the same cost
+        without dilation.
+    sdc_filters
+        Filters for each rate; an SDC layer puts out ``len(dilations) * sdc_filters`` channels.
+    sdc_layers
+        Number of SDC layers in sequence.
+    sdc_kernel
+        Side of the square SDC kernels, odd.
+    skip
+        ``"ccm"`` for SDC-CCM, ``"none"`` for SDC-AE, ``"concat"`` for the plain skip of a U-Net (a baseline
+        that may copy everything).
+    ccm_kernel
+        Side of the square kernels inside the convex combination modules, odd.
+    unshuffle
+        Space-to-depth factor in front of the encoder, undone at the output; 1 leaves the image as it is. A
+        factor of 2 saves the costly layers at full resolution, at the price of detail.
+    image_channels
+        Colour channels of the image.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128)
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 16)
+    sdc_filters: int = 64
+    sdc_layers: int = 4
+    sdc_kernel: int = 5
+    skip: Literal["ccm", "none", "concat"] = "ccm"
+    ccm_kernel: int = 3
+    unshuffle: int = 1
+    image_channels: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.channels or not self.dilations:
+            raise ValueError("channels and dilations need at least one entry each")
+        for name in ("sdc_kernel", "ccm_kernel"):
+            if getattr(self, name) % 2 == 0:
+                raise ValueError(
+                    f"{name} must be odd so that maps keep their size, got {getattr(self, name)}"
+                )
+        if self.skip not in ("ccm", "none", "concat"):
+            raise ValueError(f"skip must be 'ccm', 'none' or 'concat', got {self.skip!r}")
+
+    @property
+    def stride(self) -> int:
+        """Image height and width must be multiples of this."""
+        return self.unshuffle * 2 ** len(self.channels)
+
+
+PRESETS: dict[str, ModelSettings] = {
+    "lite": ModelSettings(
+        channels=(32, 64),
+        dilations=(1, 2, 4, 8),
+        sdc_filters=24,
+        sdc_layers=3,
+        sdc_kernel=3,
+        ccm_kernel=1,
+        unshuffle=2,
+    ),
+    "full": ModelSettings(),
+}
+
+
+class SDCLayer(nn.Module):
+    """Dilated convolutions in parallel on one input, outputs concatenated, then batch norm and ReLU.
+
+    Schuster et al., "SDC - Stacked Dilated Convolution", CVPR 2019. Explained in chapter 8.
+    """
+
+    def __init__(self, in_channels: int, filters: int, dilations: tuple[int, ...], kernel: int) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, filters, kernel, padding=rate * (kernel // 2), dilation=rate, bias=False)
+            for rate in dilations
+        )
+        self.norm = nn.BatchNorm2d(filters * len(dilations))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, filters * len(dilations), H, W)``."""
+        return F.relu(self.norm(torch.cat([branch(x) for branch in self.branches], dim=1)))
+
+
+class ConvexCombination(nn.Module):
+    """Mix encoder detail and decoder content: ``beta * skip + (1 - beta) * below`` with ``beta`` in (0, 1)
+    learned from both.
+
+    The squared difference tells the module where the two disagree, which is where something was repaired.
+    Explained in chapter 8.
+    """
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.reduce = conv_norm_relu(3 * channels, channels, kernel)
+        self.weigh = conv_norm(channels, channels, kernel)
+
+    def coefficients(self, skip: Tensor, below: Tensor) -> Tensor:
+        """Share ``beta`` of the encoder's detail, ``(B, C, H, W)`` in (0, 1)."""
+        evidence = torch.cat([skip, below, (skip - below) ** 2], dim=1)
+        return torch.sigmoid(self.weigh(self.reduce(evidence)))
+
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
+        """Two maps ``(B, C, H, W)`` to one of the same shape."""
+        return torch.lerp(below, skip, self.coefficients(skip, below))
+
+
+class ConcatSkip(nn.Module):
+    """The plain skip of a U-Net: concatenate and convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.merge = conv_norm_relu(2 * channels, channels)
+
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
+        """Two maps ``(B, C, H, W)`` to one of the same shape."""
+        return self.merge(torch.cat([skip, below], dim=1))
+
+
+class NoSkip(nn.Module):
+    """Drop the encoder's detail: everything passes through the neck."""
+
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
+        """Return ``below``."""
+        return below
+
+
+class SDCAutoencoder(nn.Module):
+    """Autoencoder with stacked dilated convolutions; SDC-CCM or SDC-AE by its settings.
+
+    Parameters
+    ----------
+    settings
+        Shape of the network, see :class:`ModelSettings`; ``PRESETS`` holds ``lite`` and ``full``.
+
+    Notes
+    -----
+    Fully convolutional: any image whose sides are multiples of ``settings.stride`` is taken. The output has
+    no activation. Source: Bauer, Nakajima, Müller (2024). Explained in chapter 8.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        folded = settings.image_channels * settings.unshuffle**2
+        widths = settings.channels
+
+        self.encoder = nn.ModuleList(
+            nn.Sequential(conv_norm_relu(before, width), conv_norm_relu(width, width))
+            for before, width in zip((folded, *widths[:-1]), widths, strict=True)
+        )
+        neck_width = settings.sdc_filters * len(settings.dilations)
+        self.neck = nn.Sequential(
+            *(
+                SDCLayer(before, settings.sdc_filters, settings.dilations, settings.sdc_kernel)
+                for before in (widths[-1], *[neck_width] * (settings.sdc_layers - 1))
+            )
+        )
+        coarse_to_fine = widths[::-1]
+        self.decoder = nn.ModuleList(
+            nn.Sequential(UpConv(before, width), conv_norm_relu(width, width))
+            for before, width in zip((neck_width, *coarse_to_fine[:-1]), coarse_to_fine, strict=True)
+        )
+        self.skips = nn.ModuleList(build_skip(settings, width) for width in coarse_to_fine)
+        self.to_image = nn.Conv2d(widths[0], folded, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Reconstruct a batch.
+
+        Parameters
+        ----------
+        images
+            ``(B, image_channels, H, W)`` in [0, 1]; H and W multiples of ``settings.stride``.
+
+        Returns
+        -------
+        Tensor
+            ``(B, image_channels, H, W)``, near [0, 1] once trained.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        """
+        self._check(images)
+        x = F.pixel_unshuffle(images, self.settings.unshuffle)
+        details = []
+        for stage in self.encoder:
+            x = stage(x)
+            details.append(x)
+            x = F.max_pool2d(x, 2)
+        x = self.neck(x)
+        for stage, skip in zip(self.decoder, self.skips, strict=True):
+            x = skip(details.pop(), stage(x))
+        return F.pixel_shuffle(self.to_image(x), self.settings.unshuffle)
+
+    def _check(self, images: Tensor) -> None:
+        stride, channels = self.settings.stride, self.settings.image_channels
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise ValueError(f"expected images (B, {channels}, H, W), got shape {tuple(images.shape)}")
+        height, width = images.shape[-2:]
+        if height % stride or width % stride:
+            near = [max(1, round(side / stride)) * stride for side in (height, width)]
+            raise ValueError(
+                f"image height and width must be multiples of {stride}, got {height} x {width}; "
+                f"resize or crop to {near[0]} x {near[1]}"
+            )
+
+
+class UpConv(nn.Module):
+    """Double the resolution with a transposed 3 x 3 convolution, batch norm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(
+            in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, out_channels, 2H, 2W)``."""
+        return F.relu(self.norm(self.conv(x)))
+
+
+def conv_norm(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+    """Convolution that keeps the size and batch norm, whose shift makes a bias of the convolution useless."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(out_channels),
+    )
+
+
+def conv_norm_relu(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
+    """Convolution that keeps the size, batch norm and ReLU."""
+    return nn.Sequential(*conv_norm(in_channels, out_channels, kernel), nn.ReLU())
+
+
+def build_skip(settings: ModelSettings, channels: int) -> nn.Module:
+    """Module that joins encoder detail and decoder content at one resolution."""
+    if settings.skip == "ccm":
+        return ConvexCombination(channels, settings.ccm_kernel)
+    return ConcatSkip(channels) if settings.skip == "concat" else NoSkip()
+
+
+def build(preset: str | ModelSettings) -> SDCAutoencoder:
+    """Build a model from a preset's name (``"lite"``, ``"full"``) or from settings."""
+    if isinstance(preset, ModelSettings):
+        return SDCAutoencoder(preset)
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    return SDCAutoencoder(PRESETS[preset])
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,149 @@
+"""From a reconstruction to a heat map, from a heat map to one number, from normal numbers to a threshold.
+
+The difference map and its average over the colour channels are the paper's (caption of its Figure 3); the
+repeated box filter and the sum as image score follow what is known of it. The filter's size and number of
+passes are the book's own choice. Explained in chapter 11.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGE_SCORES = ("sum", "max", "top")
+THRESHOLD_RULES = ("max", "quantile", "sigma")
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """How a difference map becomes a heat map and an image score.
+
+    Parameters
+    ----------
+    kernel
+        Side of the box filter in pixels, odd.
+    passes
+        How often the box filter is applied; 0 leaves the difference map as it is.
+    image_score
+        ``"sum"`` (the paper's), ``"max"``, or ``"top"``: the mean of the largest ``top_share`` of the heat
+        map.
+    top_share
+        Share of pixels that ``"top"`` averages, in (0, 1].
+    """
+
+    kernel: int = 5
+    passes: int = 3
+    image_score: str = "top"
+    top_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(
+                f"kernel must be odd and positive so that the map stays in place, got {self.kernel}"
+            )
+        if self.passes < 0:
+            raise ValueError(f"passes must not be negative, got {self.passes}")
+        if self.image_score not in IMAGE_SCORES:
+            raise ValueError(
+                f"image_score must be one of {', '.join(IMAGE_SCORES)}, got {self.image_score!r}"
+            )
+        if not 0 < self.top_share <= 1:
+            raise ValueError(f"top_share must lie in (0, 1], got {self.top_share}")
+
+    @classmethod
+    def for_resolution(cls, resolution: int, **changes: object) -> ScoringSettings:
+        """Default settings at a resolution: the same filter in units of the image, 11 pixels wide at 256."""
+        kernel = 2 * round((11 * resolution / 256 - 1) / 2) + 1
+        return cls(**{"kernel": max(1, kernel), **changes})  # type: ignore[arg-type]
+
+
+def difference_map(images: Tensor, reconstructions: Tensor) -> Tensor:
+    """Squared difference of every pixel, averaged over the colour channels.
+
+    Parameters
+    ----------
+    images, reconstructions
+        ``(B, C, H, W)`` of equal shape.
+
+    Returns
+    -------
+    Tensor
+        ``(B, H, W)``, float32 or wider, not negative.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    if images.shape != reconstructions.shape or images.ndim != 4:
+        raise ValueError(
+            f"images and reconstructions must be (B, C, H, W) of equal shape, "
+            f"got {tuple(images.shape)} and {tuple(reconstructions.shape)}"
+        )
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    return (images.to(dtype) - reconstructions.to(dtype)).square().mean(1)
+
+
+def box_filter(maps: Tensor, kernel: int, passes: int) -> Tensor:
+    """Apply a ``kernel`` x ``kernel`` mean filter ``passes`` times to maps ``(B, H, W)``.
+
+    A window that hangs over the border averages the pixels it has, so a constant map stays constant. Many
+    passes come near a Gaussian of variance ``passes * (kernel**2 - 1) / 12`` pixels squared.
+    """
+    smooth = maps.unsqueeze(1)
+    for _ in range(passes):
+        # The mean over a square is the mean over rows of means over columns, also where the border cuts it.
+        smooth = F.avg_pool2d(smooth, (kernel, 1), 1, (kernel // 2, 0), count_include_pad=False)
+        smooth = F.avg_pool2d(smooth, (1, kernel), 1, (0, kernel // 2), count_include_pad=False)
+    return smooth.squeeze(1)
+
+
+def heat_map(images: Tensor, reconstructions: Tensor, settings: ScoringSettings) -> Tensor:
+    """Difference map, box-filtered: ``(B, H, W)``, larger where the model changed the image."""
+    return box_filter(difference_map(images, reconstructions), settings.kernel, settings.passes)
+
+
+def image_scores(heat: Tensor, settings: ScoringSettings) -> Tensor:
+    """One number for each heat map ``(B, H, W)``, by ``settings.image_score``: ``(B,)``."""
+    flat = heat.flatten(1)
+    if settings.image_score == "sum":
+        return flat.sum(1)
+    if settings.image_score == "max":
+        return flat.amax(1)
+    return flat.topk(max(1, round(settings.top_share * flat.shape[1])), dim=1).values.mean(1)
+
+
+def threshold(normal_scores: Tensor, rule: str = "quantile", level: float = 0.99) -> float:
+    """Score above which a sample is called anomalous, from the scores of normal samples alone.
+
+    Parameters
+    ----------
+    normal_scores
+        Scores of held-out normal samples, any shape.
+    rule
+        ``"max"``: the largest; ``"quantile"``: the ``level``-quantile, ``level`` in (0, 1); ``"sigma"``: mean
+        plus ``level`` standard deviations.
+    level
+        Meaning depends on the rule.
+
+    Raises
+    ------
+    ValueError
+        If there are no scores, one is not finite, or the rule is unknown.
+    """
+    scores = normal_scores.double().flatten()
+    if len(scores) == 0 or not bool(scores.isfinite().all()):
+        raise ValueError("a threshold needs at least one normal score, and all of them finite")
+    if rule == "max":
+        return float(scores.max())
+    if rule == "quantile":
+        # torch.quantile refuses more than 2**24 values, which a stack of heat maps has.
+        rank = min(len(scores), max(1, math.ceil(level * len(scores))))
+        return float(scores.kthvalue(rank).values)
+    if rule == "sigma":
+        return float(scores.mean() + level * scores.std(correction=0))
+    raise ValueError(f"rule must be one of {', '.join(THRESHOLD_RULES)}, got {rule!r}")
