@@ -7,11 +7,13 @@ Both offer ``encode``, ``decode`` and ``forward = decode(encode(.))``, and keep 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 Activation = Literal["relu", "tanh", "silu"]
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
@@ -108,6 +110,71 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             for parameter in layer.parameters():
                 drawn = torch.rand(parameter.shape, generator=generator, device=generator.device)
                 parameter.copy_(bound * (2 * drawn - 1))
+
+
+class Ensemble(nn.Module):
+    """Several autoencoders of one shape, trained side by side as one model.
+
+    A batch is cut into as many equal parts as there are members, and each member sees its own part only. So
+    any objective that treats samples one by one trains all members at once, each as if it were alone; on
+    small networks that is about twice as fast as one after the other, because large matrix products use a CPU
+    better.
+
+    Parameters
+    ----------
+    members : sequence of MLPAutoencoder
+        Of equal shape. Their weights are copied.
+
+    Notes
+    -----
+    Used for the tables over several seeds in chapters 6 and 7.
+    """
+
+    def __init__(self, members: Sequence[MLPAutoencoder]) -> None:
+        super().__init__()
+        stacked, _ = stack_module_state(list(members))
+        self.stacked = nn.ParameterDict({_flat(k): nn.Parameter(p.detach()) for k, p in stacked.items()})
+        # The architecture without weights; inside a list it is no submodule, so it has no part in state_dict.
+        self._skeleton = [deepcopy(members[0]).to("meta")]
+        self._names = list(stacked)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.stacked.values())))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes ``(B, code)`` of a batch ``(B, n)``, part k by member k."""
+        return self._run("encoder", x)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Samples ``(B, n)`` of codes ``(B, code)``, part k by member k."""
+        return self._run("decoder", code)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstructions ``(B, n)`` of a batch ``(B, n)``, part k by member k."""
+        return self.decode(self.encode(x))
+
+    def members(self) -> list[MLPAutoencoder]:
+        """The members as models of their own, in evaluation mode."""
+        weights = {name: self.stacked[_flat(name)].detach() for name in self._names}
+        models = [deepcopy(self._skeleton[0]).to_empty(device="cpu") for _ in range(len(self))]
+        for k, model in enumerate(models):
+            model.load_state_dict({name: weight[k] for name, weight in weights.items()})
+        return [model.eval() for model in models]
+
+    def _run(self, half: str, x: Tensor) -> Tensor:
+        module = getattr(self._skeleton[0], half)
+        weights = {
+            name.removeprefix(f"{half}."): self.stacked[_flat(name)]
+            for name in self._names
+            if name.startswith(f"{half}.")
+        }
+        parts = x.unflatten(0, (len(self), -1))
+        return vmap(lambda w, part: functional_call(module, w, (part,)))(weights, parts).flatten(0, 1)
+
+
+def _flat(name: str) -> str:
+    # A ParameterDict takes no dots in its keys.
+    return name.replace(".", "_")
 
 
 class LinearAutoencoder(nn.Module):

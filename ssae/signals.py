@@ -33,8 +33,9 @@ class WindowCorruption:
     fills : tuple of {"constant", "white", "smooth"}
         One is drawn for each signal: a constant level, white noise, or noise smoothed over ``smoothing``
         samples.
-    scale : float, default 1
-        Standard deviation of the fill over many draws, in the units of the signal.
+    centre, scale : float, default 0 and 0.4
+        Mean and standard deviation of the fill over many draws, in the units of the signal; the defaults suit
+        signals of mean 0 and amplitude about 1.
     smoothing : float, default 2
         Standard deviation of the Gaussian that smooths the third fill, in samples.
     clean_share : float in [0, 1], default 0
@@ -49,7 +50,8 @@ class WindowCorruption:
     length: tuple[int, int] = (6, 20)
     opacity: tuple[float, float] = (0.3, 1.0)
     fills: tuple[Fill, ...] = ("constant", "white", "smooth")
-    scale: float = 1.0
+    centre: float = 0.0
+    scale: float = 0.4
     smoothing: float = 2.0
     clean_share: float = 0.0
 
@@ -84,11 +86,11 @@ class WindowCorruption:
         opacity = _uniform((batch, 1), self.opacity, generator)
         candidates = torch.stack([self._fill(kind, batch, size, generator) for kind in self.fills])
         chosen = torch.randint(len(self.fills), (batch,), generator=generator, device=generator.device)
-        fill = self.scale * candidates[chosen, torch.arange(batch, device=chosen.device)]
+        fill = self.centre + self.scale * candidates[chosen, torch.arange(batch, device=chosen.device)]
         return _blend(clean, fill, mask, opacity)
 
     def _fill(self, kind: Fill, batch: int, size: int, generator: torch.Generator) -> Tensor:
-        """Fill of standard deviation 1, ``(batch, size)``."""
+        """Fill of mean 0 and standard deviation 1, ``(batch, size)``."""
         if kind == "constant":
             return _normal((batch, 1), generator).expand(batch, size)
         if kind == "white":
@@ -134,7 +136,7 @@ class BlockCorruption:
         _require_range("clean_share", (self.clean_share, 1), 0, 1)
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Corrupt a batch ``(B, side * side)``; returns ``corrupted`` and the 0/1 ``mask``, both of its shape."""
+        """Corrupt a batch ``(B, side * side)``; returns ``corrupted`` and a 0/1 ``mask`` of its shape."""
         batch, size = clean.shape
         side = math.isqrt(size)
         if side * side != size or side < self.side[1]:
