@@ -31,9 +31,13 @@ __all__ = [
     "Torus",
     "Trefoil",
     "UnevenCircle",
+    "WeaveImages",
 ]
 
 TWO_PI = 2 * math.pi
+
+# torch compiles its own forward-mode rules with a function that it has deprecated; readers cannot mend that.
+warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated", category=FutureWarning)
 
 
 class MedialAxisWarning(UserWarning):
@@ -87,7 +91,7 @@ class Manifold(ABC):
 
     @property
     def reach(self) -> float | None:
-        """Largest r such that points closer than r have a unique projection; None where no formula is known."""
+        """Largest r such that points closer than r project uniquely; None where no formula is known."""
         return None
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -120,8 +124,8 @@ class Manifold(ABC):
         ambiguous = int((~nearest.unique).sum())
         if ambiguous:
             warnings.warn(
-                f"{type(self).__name__}.project: {ambiguous} of {len(points)} points have no unique projection "
-                "(they lie on the medial axis); nearest(points).unique tells which",
+                f"{type(self).__name__}.project: {ambiguous} of {len(points)} points have no unique "
+                "projection (they lie on the medial axis); nearest(points).unique tells which",
                 MedialAxisWarning,
                 stacklevel=2,
             )
@@ -172,8 +176,7 @@ class Manifold(ABC):
         return vmap(jacfwd(jacfwd(self.embed)))(parameters)
 
     def curvature(self, points: Tensor, normals: Tensor) -> Tensor:
-        """Principal curvatures ``(B, d)``, ascending, of the manifold at ``points`` in the direction of
-        ``normals``.
+        """Principal curvatures ``(B, d)`` in ascending order, seen in the direction of ``normals``.
 
         The sign follows the normal: positive where the manifold bends towards it. Moving a distance h along
         the normal multiplies the Jacobian of the projection by 1 / (1 - h kappa) along each principal
@@ -218,7 +221,9 @@ class Manifold(ABC):
 
     def _nearest_parameters(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters ``(B, d)`` of the points nearest to ``(B, n)``, and whether they are unique ``(B,)``."""
-        pieces = [self._search(chunk) for chunk in points.split(2048)]
+        # Newton's line search holds twelve trial points for every start.
+        chunk = max(16, min(2048, 2**23 // (12 * self.starts * self.ambient_dim)))
+        pieces = [self._search(part) for part in points.split(chunk)]
         return torch.cat([piece[0] for piece in pieces]), torch.cat([piece[1] for piece in pieces])
 
     def _search(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -442,10 +447,9 @@ class Trefoil(Manifold):
 
 @dataclass(frozen=True)
 class Torus(Manifold):
-    """Torus in R^3 around the z-axis: a tube of radius ``tube`` whose core is a circle of radius ``ring >
-    tube``.
+    """Torus in R^3 around the z-axis: a tube of radius ``tube`` around a circle of radius ``ring > tube``.
 
-    Reach: the smaller of ``tube`` and ``ring - tube``.
+    Its reach is the smaller of ``tube`` and ``ring - tube``.
     """
 
     ring: float = 2.0
@@ -541,3 +545,45 @@ class HarmonicSignals(Manifold):
         # A sine of phase u has the Fourier coefficient exp(i u) / i up to a positive factor.
         phases = (coefficients * 1j).angle()
         return phases, (coefficients.abs() > self.medial_tolerance * self.length).all(1)
+
+
+@dataclass(frozen=True)
+class WeaveImages(Manifold):
+    """Photographs of one cloth at every position: the weave of :func:`ssae.textures.weave`, both phases free.
+
+    Points are flattened colour images, ``n = 3 size^2``; :meth:`images` gives them their shape. The
+    parameters are the phases times pi. Moving the cloth by one thread both ways gives the same image, so each
+    point has two parameters, which does no harm.
+
+    Parameters
+    ----------
+    size : int
+        Height and width in pixels.
+    period, angle, contrast, tint : float
+        The latent parameters that stay fixed, see :func:`ssae.textures.weave`.
+    """
+
+    size: int = 32
+    period: float = 8.0
+    angle: float = 0.12
+    contrast: float = 0.8
+    tint: float = 0.5
+    dim = 2
+    grid_size = 32
+
+    @property
+    def ambient_dim(self) -> int:  # type: ignore[override]
+        return 3 * self.size**2
+
+    def embed(self, parameters: Tensor) -> Tensor:
+        # Imported here because the textures bring scikit-image along, which no other manifold needs.
+        from ssae.textures import weave
+
+        phases = parameters.reshape(-1, 2) / math.pi
+        fixed = phases.new_tensor([self.period, self.angle, self.contrast, self.tint]).expand(len(phases), -1)
+        images = weave(torch.cat([fixed[:, :2], phases, fixed[:, 2:]], dim=1), self.size)
+        return images.reshape(*parameters.shape[:-1], self.ambient_dim)
+
+    def images(self, points: Tensor) -> Tensor:
+        """Give points ``(B, n)`` the shape of images ``(B, 3, size, size)``."""
+        return points.reshape(-1, 3, self.size, self.size)
