@@ -201,7 +201,7 @@ def blob_masks(
         align_corners=False,
     )
     union = torch.zeros((batch, 1, *size), device=generator.device)
-    return union.index_reduce_(0, owner, pasted, "amax")
+    return union.scatter_reduce_(0, owner.view(-1, 1, 1, 1).expand_as(pasted), pasted, "amax")
 
 
 def blob_templates(blobs: int, settings: CorruptionSettings, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,92 @@
+"""Convolutional autoencoders: shapes, the place of every ingredient, errors."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from ssae.models import (
+    PRESETS,
+    ConvexCombination,
+    ModelSettings,
+    SDCAutoencoder,
+    SDCLayer,
+    build,
+    count_parameters,
+)
+
+TINY = ModelSettings(
+    channels=(4, 8), dilations=(1, 2), sdc_filters=4, sdc_layers=2, sdc_kernel=3, unshuffle=2
+)
+
+
+@pytest.mark.parametrize("skip", ["ccm", "none", "concat"])
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_output_has_the_shape_of_the_input(skip, unshuffle):
+    settings = dataclasses.replace(TINY, skip=skip, unshuffle=unshuffle)
+    images = torch.rand(2, 3, 3 * settings.stride, 2 * settings.stride)
+    assert SDCAutoencoder(settings)(images).shape == images.shape
+
+
+def test_lite_has_about_half_a_million_parameters():
+    assert 0.4e6 < count_parameters(build("lite")) < 0.6e6
+
+
+def test_full_follows_the_paper_s_widths():
+    # 15.6 M is what method notes give for six rates; five rates have a smaller neck.
+    assert 10e6 < count_parameters(build("full")) < 16e6
+    assert PRESETS["full"].dilations == (1, 2, 4, 8, 16)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 60, 64), (1, 3, 64, 63), (1, 1, 64, 64), (3, 64, 64)])
+def test_a_shape_that_does_not_fit_is_refused(shape):
+    with pytest.raises(ValueError, match=r"multiples of 8|expected images"):
+        SDCAutoencoder(TINY)(torch.rand(shape))
+
+
+def test_the_error_names_a_size_that_works():
+    model = SDCAutoencoder(TINY)
+    with pytest.raises(ValueError, match="resize or crop to 64 x 96"):
+        model(torch.rand(1, 3, 62, 99))
+    model(torch.rand(1, 3, 64, 96))
+
+
+@pytest.mark.parametrize(
+    "change", [{"sdc_kernel": 4}, {"ccm_kernel": 2}, {"skip": "add"}, {"channels": ()}, {"dilations": ()}]
+)
+def test_settings_that_make_no_model_are_refused(change):
+    with pytest.raises(ValueError, match=r"odd|skip must|at least one"):
+        dataclasses.replace(TINY, **change)
+
+
+def test_unknown_preset_names_the_known_ones():
+    with pytest.raises(ValueError, match="lite, full"):
+        build("huge")
+
+
+def test_convex_combination_stays_between_its_inputs():
+    module = ConvexCombination(4, 3).eval()
+    skip, below = torch.randn(2, 2, 4, 8, 8)
+    mixed = module(skip, below)
+    assert bool(
+        ((mixed >= torch.minimum(skip, below) - 1e-6) & (mixed <= torch.maximum(skip, below) + 1e-6)).all()
+    )
+    share = module.coefficients(skip, below)
+    torch.testing.assert_close(mixed, share * skip + (1 - share) * below)
+
+
+def test_sdc_layer_sees_as_far_as_its_largest_dilation():
+    layer = SDCLayer(1, 1, (1, 8), 3).eval()
+    image = torch.zeros(1, 1, 33, 33, requires_grad=True)
+    layer.branches[1](image)[0, 0, 16, 16].backward()
+    rows = image.grad[0, 0].abs().sum(1).nonzero().flatten().tolist()
+    assert rows == [8, 16, 24]
+
+
+def test_only_models_with_skips_have_parameters_in_them():
+    # Without skips there is nothing to join, so nothing to learn there either.
+    torch.manual_seed(0)
+    with_skip = SDCAutoencoder(TINY).eval()
+    assert sum("skips" in name for name, _ in with_skip.named_parameters()) > 0
+    without = SDCAutoencoder(dataclasses.replace(TINY, skip="none"))
+    assert sum("skips" in name for name, _ in without.named_parameters()) == 0

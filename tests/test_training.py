@@ -1,0 +1,225 @@
+"""The training loop: repeatable, resumable, and honest about what went wrong."""
+
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from ssae import training
+from ssae.objectives import Denoising, Reconstruction
+from ssae.training import (
+    CheckpointError,
+    FitSettings,
+    Interrupted,
+    TrainingDiverged,
+    fit,
+    learning_rate,
+    read_log,
+    step_seed,
+    write_atomically,
+)
+
+
+def model(width=8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Linear(width, 6))
+
+
+def draw(generator):
+    return torch.randn(16, 6, generator=generator)
+
+
+def weights(net):
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class StopAt(Exception):
+    pass
+
+
+def crash_at(step):
+    """A draw that fails at its ``step``-th call, as a power cut would."""
+    calls = 0
+
+    def drawing(generator):
+        nonlocal calls
+        calls += 1
+        if calls > step:
+            raise StopAt
+        return draw(generator)
+
+    return drawing
+
+
+def test_training_lowers_the_loss_and_leaves_the_model_in_evaluation_mode():
+    net = model()
+    log = fit(net, draw, Reconstruction(), FitSettings(steps=300, learning_rate=1e-2), progress=False)
+    net.eval()
+    data = torch.randn(500, 6, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        after = float((net(data) - data).square().mean())
+        before = float((model().eval()(data) - data).square().mean())
+    assert after < 0.3 * before
+    assert not net.training
+    assert log[-1].step == 300
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_one_seed_gives_bit_identical_weights_and_another_seed_others(ema):
+    nets = [model() for _ in range(3)]
+    for net, seed in zip(nets, (1, 1, 2), strict=True):
+        fit(net, draw, Denoising(0.1), FitSettings(steps=20, seed=seed, ema=ema), progress=False)
+    assert same(weights(nets[0]), weights(nets[1]))
+    assert not same(weights(nets[0]), weights(nets[2]))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_run_that_died_goes_on_to_the_same_weights(tmp_path, ema):
+    settings = FitSettings(steps=30, ema=ema, checkpoint_seconds=0)
+    whole = model()
+    fit(whole, draw, Denoising(0.1), settings, progress=False)
+
+    # Log rows, and with them checkpoints, come once a second; here every step shall have one.
+    clock = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.time, "monotonic", lambda: float(2 * next(clock)))
+        with pytest.raises(StopAt):
+            fit(model(), crash_at(17), Denoising(0.1), settings, tmp_path, progress=False)
+        assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+        resumed = model()
+        log = fit(resumed, draw, Denoising(0.1), settings, tmp_path, progress=False)
+    assert same(weights(whole), weights(resumed))
+    assert [row.step for row in log] == sorted({row.step for row in log})
+    assert read_log(tmp_path / "log.csv")[-1].step == 30
+
+
+def checkpointed(tmp_path, **changes):
+    settings = FitSettings(steps=30, checkpoint_seconds=0, **changes)
+    clock = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.time, "monotonic", lambda: float(2 * next(clock)))
+        with pytest.raises(StopAt):
+            fit(model(), crash_at(10), Denoising(0.1), settings, tmp_path, progress=False)
+    return settings, sorted((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "text"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, capsys, damage):
+    settings, paths = checkpointed(tmp_path)
+    content = bytearray(paths[-1].read_bytes())
+    content[-3] ^= 0x40
+    paths[-1].write_bytes(
+        {"flip": bytes(content), "truncate": bytes(content[:-40]), "empty": b"", "text": b"hello"}[damage]
+    )
+    whole, resumed = model(), model()
+    fit(whole, draw, Denoising(0.1), settings, progress=False)
+    fit(resumed, draw, Denoising(0.1), settings, tmp_path, progress=False)
+    assert same(weights(whole), weights(resumed))
+    assert paths[-1].name in capsys.readouterr().out
+
+
+def test_other_settings_or_another_model_do_not_resume(tmp_path):
+    settings, _ = checkpointed(tmp_path)
+    with pytest.raises(CheckpointError, match="other settings"):
+        fit(model(), draw, Denoising(0.1), FitSettings(steps=31), tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="another model"):
+        fit(model(9), draw, Denoising(0.1), settings, tmp_path, progress=False)
+
+
+def test_checkpoints_hold_tensors_only(tmp_path):
+    _, paths = checkpointed(tmp_path, ema=0.5)
+    with safe_open(paths[-1], framework="pt") as file:
+        names = list(file.keys())
+        assert {"step", "seconds", "settings", "sha256"} <= set(file.metadata())
+    assert {name.split(".")[0] for name in names} == {"model", "average", "optimiser"}
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_step():
+    def poisoned(net, clean, generator):
+        loss = Reconstruction()(net, clean, generator)
+        return loss * math.nan if torch.rand((), generator=generator) < 0.2 else loss
+
+    settings = FitSettings(steps=200, seed=4)
+    bad = next(
+        step
+        for step in range(200)
+        if (
+            g := torch.Generator().manual_seed(step_seed(4, step)),
+            draw(g),
+            torch.rand((), generator=g) < 0.2,
+        )[-1]
+    )
+    with pytest.raises(TrainingDiverged, match=rf"at step {bad} \(step seed {step_seed(4, bad)}\)"):
+        fit(model(), draw, poisoned, settings, progress=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_between_two_steps_with_a_checkpoint(tmp_path, number):
+    settings = FitSettings(minutes=5)
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="same command goes on"):
+        fit(model(), draw, Reconstruction(), settings, tmp_path, progress=False)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 1
+    assert signal.getsignal(number) is before
+
+
+def test_training_by_the_clock_ends_by_the_clock():
+    log = fit(model(), draw, Reconstruction(), FitSettings(minutes=0.02), progress=False)
+    assert 1.2 <= log[-1].seconds < 2.5
+    assert log[-1].learning_rate < 0.05 * FitSettings(minutes=1).learning_rate
+
+
+def test_schedule_rises_then_falls_to_its_final_share():
+    settings = FitSettings(steps=1, learning_rate=2.0, warmup=0.1, final_share=0.01)
+    rates = [learning_rate(p / 1000, settings) for p in range(1001)]
+    peak = rates.index(max(rates))
+    assert peak == 100
+    assert rates[peak] == pytest.approx(2.0)
+    assert rates[:101] == sorted(rates[:101])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert rates[-1] == pytest.approx(0.02)
+
+
+def test_step_seeds_differ():
+    seeds = {step_seed(seed, step) for seed in range(50) for step in range(200)}
+    assert len(seeds) == 10_000
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"steps": 1, "minutes": 1},
+        {"steps": 0},
+        {"minutes": -1},
+        {"steps": 1, "ema": 1},
+        {"steps": 1, "precision": "half"},
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match=r"steps|minutes|ema|precision"):
+        FitSettings(**values)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(training.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
