@@ -1,0 +1,203 @@
+"""One category end to end: runs, receipts, predictions."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssae import experiment
+from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, predict, train, validate
+from ssae.models import ModelSettings
+from ssae.textures import make_textures
+from ssae.training import FitSettings
+
+MODEL = ModelSettings(
+    channels=(8, 8), dilations=(1, 2), sdc_filters=4, sdc_layers=1, sdc_kernel=3, unshuffle=2
+)
+RECEIPT_KEYS = {
+    "dataset",
+    "category",
+    "split_note",
+    "resolution",
+    "preset",
+    "settings",
+    "seed",
+    "metrics",
+    "data_sha256",
+    "code_commit",
+    "device",
+    "versions",
+    "train_seconds",
+    "images_per_second",
+    "created",
+}
+
+
+def small(category="brick", **fit):
+    return ExperimentSettings.for_category(
+        category, 32, batch_size=4, model=MODEL, fit=FitSettings(**{"steps": 4, **fit})
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_textures(tmp_path_factory.mktemp("data") / "textures", train=8, test_good=3, per_defect=2)
+
+
+@pytest.fixture(scope="module")
+def run_dir(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "brick"
+    train(small(), data, folder, torch.device("cpu"), progress=False)
+    return folder
+
+
+def test_a_run_leaves_what_the_contract_names(run_dir):
+    assert {"config.json", "log.csv", "weights.safetensors", "receipt.json"} <= {
+        p.name for p in run_dir.iterdir()
+    }
+    receipt = json.loads((run_dir / "receipt.json").read_text())
+    assert receipt.keys() >= RECEIPT_KEYS
+    assert receipt["dataset"] == "textures"
+    assert receipt["train_images"] == 7
+    assert receipt["settings"] == small().to_json()
+
+
+def test_evaluation_fills_the_metrics_of_the_receipt(run_dir):
+    measured = evaluate(run_dir)["metrics"]
+    assert {"image_auroc", "pixel_auroc", "pixel_ap", "au_pro"} <= measured.keys()
+    assert all(0 <= value <= 1 for value in measured.values())
+    assert json.loads((run_dir / "receipt.json").read_text())["metrics"] == measured
+    assert evaluate(run_dir)["metrics"] == measured
+
+
+def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run_dir, data):
+    before = (run_dir / "weights.safetensors").stat().st_mtime_ns
+    assert train(small(), data, run_dir, progress=False)["category"] == "brick"
+    assert (run_dir / "weights.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(RunError, match="other settings"):
+        train(small(seed=1), data, run_dir, progress=False)
+
+
+def test_two_runs_with_one_seed_are_bit_identical(run_dir, data, tmp_path):
+    train(small(), data, tmp_path / "again", torch.device("cpu"), progress=False)
+    train(small(seed=1), data, tmp_path / "other", torch.device("cpu"), progress=False)
+    weights = [
+        (f / "weights.safetensors").read_bytes() for f in (run_dir, tmp_path / "again", tmp_path / "other")
+    ]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_foreign_folder_is_not_touched(data, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(RunError, match="choose another folder"):
+        train(small(), data, tmp_path, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_prediction_writes_overlays_and_scores_and_passes_over_bad_files(run_dir, data, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "bad.png").write_bytes(b"no image")
+    Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "a" / "000.png")
+    rows, failures = predict(run_dir, [data / "brick/test/good", tmp_path / "a"], tmp_path / "out")
+    assert len(rows) == 4
+    assert len(failures) == 1
+    assert "bad.png" in failures[0]
+    assert len(list((tmp_path / "out").glob("*_heat.png"))) == 4, (
+        "files of one name must not overwrite each other"
+    )
+    lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
+    assert lines[0] == "file,score,threshold,anomalous"
+    assert len(lines) == 5
+    assert all(row["anomalous"] == (row["score"] > row["threshold"]) for row in rows)
+
+
+def test_threshold_is_the_largest_held_out_score(run_dir):
+    run = load_run(run_dir)
+    held = experiment.held_out_images(run)
+    assert len(held) == 1
+    scores = experiment.image_scores(run.heat_maps(held), run.settings.scoring)
+    assert experiment.run_threshold(run) == pytest.approx(float(scores.max()))
+
+
+def test_validation_uses_no_test_image(run_dir, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("the test split was read")
+
+    monkeypatch.setattr(experiment.Category, "test_images", forbidden)
+    monkeypatch.setattr(experiment.Category, "test_masks", forbidden)
+    measured = validate(load_run(run_dir))
+    assert measured.keys() == {"image_auroc", "pixel_auroc", "pixel_ap", "au_pro"}
+
+
+def test_drawn_defects_change_the_image_inside_their_masks():
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    drawn, masks = experiment.drawn_defects(images, seed=0)
+    change = (drawn - images).abs().mean(1)
+    assert bool(masks.flatten(1).any(1).all())
+    assert float(change[masks].mean()) > 10 * float(change[~masks].mean())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "no run"),
+        (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "not the config"),
+        (lambda f: (f / "config.json").write_text('{"settings": {"category": "x"}}'), "do not fit"),
+        (lambda f: (f / "weights.safetensors").unlink(), "not finished"),
+        (lambda f: (f / "weights.safetensors").write_bytes(b"12345678"), "weights"),
+    ],
+)
+def test_a_damaged_run_is_named(run_dir, tmp_path, damage, message):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.json", "weights.safetensors", "receipt.json"):
+        (copy / name).write_bytes((run_dir / name).read_bytes())
+    damage(copy)
+    with pytest.raises(RunError, match=message):
+        load_run(copy)
+
+
+def test_settings_survive_json():
+    settings = replace(small(), weight=0.1)
+    assert ExperimentSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+@pytest.mark.parametrize(("symmetry", "count"), [("none", 1), ("flips", 4), ("rotations", 4), ("all", 8)])
+def test_symmetries_are_the_group_they_claim(symmetry, count):
+    image = torch.arange(9.0).view(1, 1, 3, 3).expand(400, 1, 3, 3)
+    drawn = experiment.random_symmetry(image, symmetry, torch.Generator().manual_seed(0))
+    assert len({tuple(d.flatten().tolist()) for d in drawn}) == count
+    with pytest.raises(ValueError, match="symmetry"):
+        experiment.random_symmetry(image, "mirror", torch.Generator())
+
+
+def test_shifts_move_whole_pixels():
+    image = torch.rand(50, 2, 12, 12, generator=torch.Generator().manual_seed(1))
+    moved = experiment.random_shift(image, 2, torch.Generator().manual_seed(0))
+    offsets = set()
+    for before, after in zip(image, moved, strict=True):
+        hits = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.equal(after[:, 2:-2, 2:-2], before[:, 2 + dy : 10 + dy, 2 + dx : 10 + dx])
+        ]
+        assert len(hits) == 1
+        offsets.add(hits[0])
+    assert len(offsets) > 10
+
+
+def test_split_note_tells_when_the_split_is_not_official(data):
+    from ssae.datasets import Category
+
+    paths = tuple(data.joinpath(str(i)) for i in range(264))
+    official = Category(
+        "grid", data.parent / "mvtec" / "grid", 32, paths, paths[:78], ("good",) * 21 + ("bent",) * 57
+    )
+    assert experiment.split_note(official).startswith("official split")
+    other = replace(official, train_paths=paths[:243])
+    assert experiment.split_note(other).startswith("not the official split: 243 normal training")
