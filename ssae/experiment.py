@@ -11,11 +11,8 @@ import csv
 import io
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +24,26 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import ssae
 from ssae import metrics, textures
 from ssae.corruption import CorruptionSettings, PartialCorruption, procedural_textures
 from ssae.datasets import Category, DataError, data_sha256, image_files, load_category, load_images
 from ssae.models import ModelSettings, SDCAutoencoder, build
 from ssae.objectives import Masked
+from ssae.receipts import (
+    RunError,
+    code_commit,
+    dataset_name,
+    device_name,
+    now,
+    read_json,
+    split_note,
+    versions,
+    write_json,
+)
 from ssae.scoring import IMAGE_SCORES, ScoringSettings, heat_map, image_scores, threshold
 from ssae.training import (
     Draw,
     FitSettings,
-    cpu_capabilities,
     default_device,
     fit,
     step_seed,
@@ -54,32 +60,8 @@ SYMMETRIES = {
     **dict.fromkeys(("grass", "gravel"), "all"),
 }
 
-# Numbers of images in the official split: normal training, normal test, defective test (Bergmann et al.,
-# 2019).
-MVTEC_SPLIT = {
-    "bottle": (209, 20, 63),
-    "cable": (224, 58, 92),
-    "capsule": (219, 23, 109),
-    "carpet": (280, 28, 89),
-    "grid": (264, 21, 57),
-    "hazelnut": (391, 40, 70),
-    "leather": (245, 32, 92),
-    "metal_nut": (220, 22, 93),
-    "pill": (267, 26, 141),
-    "screw": (320, 41, 119),
-    "tile": (230, 33, 84),
-    "toothbrush": (60, 12, 30),
-    "transistor": (213, 60, 40),
-    "wood": (247, 19, 60),
-    "zipper": (240, 32, 119),
-}
-
 # Held-out normal images set the threshold and choose settings; they are never trained on.
 HOLD_OUT = 0.05
-
-
-class RunError(ValueError):
-    """A run folder is missing, unfinished or was made with other settings; the message names the mend."""
 
 
 @dataclass(frozen=True)
@@ -559,81 +541,3 @@ def identity(category: Category, settings: ExperimentSettings) -> dict[str, Any]
         "settings": settings.to_json(),
         "seed": settings.fit.seed,
     }
-
-
-def dataset_name(category: Category) -> str:
-    """``"textures"`` for the embedded ones, ``"mvtec_ad"`` for its fifteen categories, else the root folder's
-    name.
-    """
-    if (category.root.parent / "manifest.json").exists():
-        return "textures"
-    return "mvtec_ad" if category.name in MVTEC_SPLIT else category.root.resolve().parent.name
-
-
-def split_note(category: Category) -> str:
-    """Whether the split is the official one, to be printed beside every number of it."""
-    labels = category.labels
-    counts = (len(category.train_paths), int((~labels).sum()), int(labels.sum()))
-    text = "{} normal training, {} normal test, {} defective test images"
-    official = MVTEC_SPLIT.get(category.name)
-    if official is None or dataset_name(category) != "mvtec_ad":
-        return text.format(*counts)
-    if counts == official:
-        return "official split: " + text.format(*counts)
-    return f"not the official split: {text.format(*counts)}; official {' / '.join(map(str, official))}"
-
-
-def device_name(device: torch.device) -> str:
-    """What the numbers were computed on."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def versions() -> dict[str, str]:
-    """Versions that numbers may depend on."""
-    return {
-        "ssae": ssae.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def code_commit() -> str:
-    """Git commit of the package, ``-dirty`` if it was changed since; ``"unknown"`` outside a checkout."""
-    here = Path(ssae.__file__).parent
-
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
-        return result.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def now() -> str:
-    """The time in UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    RunError
-        If it is no JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise RunError(f"{path} cannot be read as JSON ({error})") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, indented, atomically."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -45,6 +45,8 @@ class ModelSettings:
     unshuffle
         Space-to-depth factor in front of the encoder, undone at the output; 1 leaves the image as it is. A
         factor of 2 saves the costly layers at full resolution, at the price of detail.
+    image_skip
+        Whether one more convex combination module joins the (folded) input image itself and the decoded image.
     image_channels
         Colour channels of the image.
     """
@@ -57,6 +59,7 @@ class ModelSettings:
     skip: Literal["ccm", "none", "concat"] = "ccm"
     ccm_kernel: int = 3
     unshuffle: int = 1
+    image_skip: bool = False
     image_channels: int = 3
 
     def __post_init__(self) -> None:
@@ -190,6 +193,7 @@ class SDCAutoencoder(nn.Module):
         )
         self.skips = nn.ModuleList(build_skip(settings, width) for width in coarse_to_fine)
         self.to_image = nn.Conv2d(widths[0], folded, 1)
+        self.image_skip = ConvexCombination(folded, settings.ccm_kernel) if settings.image_skip else NoSkip()
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct a batch.
@@ -210,7 +214,7 @@ class SDCAutoencoder(nn.Module):
             If the shape does not fit.
         """
         self._check(images)
-        x = F.pixel_unshuffle(images, self.settings.unshuffle)
+        x = folded = F.pixel_unshuffle(images, self.settings.unshuffle)
         details = []
         for stage in self.encoder:
             x = stage(x)
@@ -219,7 +223,7 @@ class SDCAutoencoder(nn.Module):
         x = self.neck(x)
         for stage, skip in zip(self.decoder, self.skips, strict=True):
             x = skip(details.pop(), stage(x))
-        return F.pixel_shuffle(self.to_image(x), self.settings.unshuffle)
+        return F.pixel_shuffle(self.image_skip(folded, self.to_image(x)), self.settings.unshuffle)
 
     def _check(self, images: Tensor) -> None:
         stride, channels = self.settings.stride, self.settings.image_channels

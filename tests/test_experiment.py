@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssae import experiment
+from ssae import experiment, receipts
 from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, predict, train, validate
 from ssae.models import ModelSettings
 from ssae.textures import make_textures
@@ -198,6 +198,6 @@ def test_split_note_tells_when_the_split_is_not_official(data):
     official = Category(
         "grid", data.parent / "mvtec" / "grid", 32, paths, paths[:78], ("good",) * 21 + ("bent",) * 57
     )
-    assert experiment.split_note(official).startswith("official split")
+    assert receipts.split_note(official).startswith("official split")
     other = replace(official, train_paths=paths[:243])
-    assert experiment.split_note(other).startswith("not the official split: 243 normal training")
+    assert receipts.split_note(other).startswith("not the official split: 243 normal training")

@@ -1,0 +1,171 @@
+"""Receipts: what has to be known about a number before it can be trusted.
+
+A receipt is a JSON file beside every measurement: the metrics, and the settings, seed, data, code, device and
+versions they came from. The book prints no result that it does not read from one. Explained in chapter 12.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ssae
+from ssae.datasets import Category
+from ssae.training import cpu_capabilities, write_atomically
+
+# Numbers of images in the official split: normal training, normal test, defective test (Bergmann et al.,
+# 2019).
+MVTEC_SPLIT = {
+    "bottle": (209, 20, 63),
+    "cable": (224, 58, 92),
+    "capsule": (219, 23, 109),
+    "carpet": (280, 28, 89),
+    "grid": (264, 21, 57),
+    "hazelnut": (391, 40, 70),
+    "leather": (245, 32, 92),
+    "metal_nut": (220, 22, 93),
+    "pill": (267, 26, 141),
+    "screw": (320, 41, 119),
+    "tile": (230, 33, 84),
+    "toothbrush": (60, 12, 30),
+    "transistor": (213, 60, 40),
+    "wood": (247, 19, 60),
+    "zipper": (240, 32, 119),
+}
+
+
+class RunError(ValueError):
+    """A run folder is missing, unfinished or was made with other settings; the message names the mend."""
+
+
+def dataset_name(category: Category) -> str:
+    """``"textures"`` for the embedded ones, ``"mvtec_ad"`` for its fifteen categories, else the root folder's
+    name.
+    """
+    if (category.root.parent / "manifest.json").exists():
+        return "textures"
+    return "mvtec_ad" if category.name in MVTEC_SPLIT else category.root.resolve().parent.name
+
+
+def split_note(category: Category) -> str:
+    """Whether the split is the official one, to be printed beside every number of it."""
+    labels = category.labels
+    counts = (len(category.train_paths), int((~labels).sum()), int(labels.sum()))
+    text = "{} normal training, {} normal test, {} defective test images"
+    official = MVTEC_SPLIT.get(category.name)
+    if official is None or dataset_name(category) != "mvtec_ad":
+        return text.format(*counts)
+    if counts == official:
+        return "official split: " + text.format(*counts)
+    return f"not the official split: {text.format(*counts)}; official {' / '.join(map(str, official))}"
+
+
+def device_name(device: torch.device) -> str:
+    """What the numbers were computed on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = cpu_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions that numbers may depend on."""
+    return {
+        "ssae": ssae.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def code_commit() -> str:
+    """Git commit of the package, ``-dirty`` if it was changed since; ``"unknown"`` outside a checkout."""
+    here = Path(ssae.__file__).parent
+
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    RunError
+        If it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, indented, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+REQUIRED = (
+    "dataset",
+    "category",
+    "split_note",
+    "resolution",
+    "preset",
+    "settings",
+    "seed",
+    "metrics",
+    "data_sha256",
+    "code_commit",
+    "device",
+    "versions",
+    "train_seconds",
+    "images_per_second",
+    "created",
+)
+
+
+def receipt_path(receipt: dict[str, Any]) -> Path:
+    """Where a receipt is kept below ``results/``:
+    ``<dataset>/<category>/<preset>-<resolution>-seed<k>.json``.
+    """
+    name = f"{receipt['preset']}-{receipt['resolution']}-seed{receipt['seed']}.json"
+    return Path(receipt["dataset"]) / receipt["category"] / name
+
+
+def read_receipts(folder: Path) -> list[dict[str, Any]]:
+    """All evaluated receipts below ``folder``, in the order of their paths.
+
+    Raises
+    ------
+    RunError
+        If a file is no receipt, lacks a key or a metric outside [0, 1] is found; the message names the file.
+    """
+    receipts = []
+    for path in sorted(Path(folder).rglob("*-seed*.json")):
+        receipt = read_json(path)
+        missing = [key for key in REQUIRED if key not in receipt]
+        if missing:
+            raise RunError(f"{path} is no receipt: {', '.join(missing)} missing")
+        wrong = [name for name, value in receipt["metrics"].items() if not 0 <= value <= 1]
+        if wrong or not receipt["metrics"]:
+            raise RunError(f"{path} has no valid metrics; run `ssae evaluate` on its run again")
+        receipts.append(receipt)
+    return receipts
