@@ -29,6 +29,7 @@ from ssae.corruption import CorruptionSettings, PartialCorruption, procedural_te
 from ssae.datasets import Category, DataError, data_sha256, image_files, load_category, load_images
 from ssae.models import ModelSettings, SDCAutoencoder, build
 from ssae.objectives import Masked
+from ssae.plotting import overlay
 from ssae.receipts import (
     RunError,
     code_commit,
@@ -70,6 +71,32 @@ class ExperimentSettings:
 
     The defaults serve every category; they were chosen on synthetic defects over held-out normal training
     images.
+
+    Parameters
+    ----------
+    category
+        Name of the category.
+    preset
+        Model, see ``ssae.models.PRESETS``; ``model`` takes its place if given.
+    resolution
+        Height and width in pixels to which images are resized.
+    batch_size
+        Images a step.
+    weight
+        Lambda of the masked objective, in [0, 1]: the share of the repair term.
+    noise
+        Standard deviation of the noise that is added and kept in the target (paper B), 0 for none.
+    symmetry
+        See :func:`random_symmetry`.
+    shift
+        Greatest random shift in training, as a share of the side.
+    crop
+        Side of random training crops in pixels, None to train on whole images. For textures: the model is
+        fully convolutional, so it is applied to whole images all the same.
+    fit, corruption, scoring
+        Settings of training, corruption and scoring.
+    model
+        Shape of the network where it is none of the presets.
     """
 
     category: str
@@ -80,6 +107,7 @@ class ExperimentSettings:
     noise: float = 0.0
     symmetry: str = "none"
     shift: float = 0.02
+    crop: int | None = None
     fit: FitSettings = field(default_factory=lambda: FitSettings(steps=4000, ema=0.999))
     corruption: CorruptionSettings = field(default_factory=CorruptionSettings)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
@@ -352,14 +380,27 @@ def load_run(run_dir: str | os.PathLike[str], device: torch.device | None = None
     if not isinstance(config, dict) or "settings" not in config:
         raise RunError(f"{run_dir / 'config.json'} is not the config of a run")
     settings = ExperimentSettings.from_json(config["settings"])
+    return load_weights(settings, run_dir / "weights.safetensors", config.get("data", ""), device)
+
+
+def load_weights(
+    settings: ExperimentSettings, path: Path, data: str = "", device: torch.device | None = None
+) -> Run:
+    """A run from its settings, for instance those of a receipt, and a file of weights.
+
+    Raises
+    ------
+    RunError
+        If the file does not hold weights of such a model.
+    """
     device = device or default_device()
     model = settings.build_model()
-    path = run_dir / "weights.safetensors"
     try:
-        model.load_state_dict(load(path.read_bytes()))
-    except (SafetensorError, RuntimeError) as error:
+        # Committed weights are stored in half precision; loading them into float32 is exact.
+        model.load_state_dict(load(Path(path).read_bytes()))
+    except (SafetensorError, RuntimeError, OSError) as error:
         raise RunError(f"{path} does not hold this run's weights ({error})") from error
-    return Run(model.to(device).eval(), settings, config.get("data", ""), device)
+    return Run(model.to(device).eval(), settings, data, device)
 
 
 def predict(
@@ -384,7 +425,7 @@ def predict(
         image that could not be read; those are passed over.
     """
     run = load_run(run_dir, device)
-    limit = run_threshold(run)
+    limit, pixel_limit = thresholds(run)
     out = Path(out)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -399,7 +440,10 @@ def predict(
         score = float(image_scores(heat, run.settings.scoring)[0])
         # Files of the same name may come from several folders; none may overwrite another.
         name = unused_name(path.stem, taken)
-        write_atomically(out / f"{name}_heat.png", png(overlay(image[0], heat[0], limit)))
+        write_atomically(
+            out / f"{name}_heat.png",
+            png(overlay(image[0], heat[0], limits=(pixel_limit / 2, 2 * pixel_limit))),
+        )
         rows.append({"file": os.fspath(path), "score": score, "threshold": limit, "anomalous": score > limit})
     text = io.StringIO()
     writer = csv.DictWriter(text, ["file", "score", "threshold", "anomalous"], lineterminator="\n")
@@ -409,9 +453,10 @@ def predict(
     return rows, failures
 
 
-def run_threshold(run: Run) -> float:
-    """Largest image score among the normal images that the run held out."""
-    return threshold(image_scores(run.heat_maps(held_out_images(run)), run.settings.scoring), "max")
+def thresholds(run: Run) -> tuple[float, float]:
+    """Largest image score and largest pixel score among the normal images that the run held out."""
+    heat = run.heat_maps(held_out_images(run))
+    return threshold(image_scores(heat, run.settings.scoring), "max"), threshold(heat, "max")
 
 
 def expand(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -432,20 +477,10 @@ def unused_name(stem: str, taken: set[str]) -> str:
     return name
 
 
-def overlay(image: Tensor, heat: Tensor, limit: float) -> np.ndarray:
-    """Image ``(3, H, W)`` with its heat map laid over in red, full where the heat reaches twice ``limit``;
-    ``(H, W, 3)`` uint8.
-    """
-    strength = (heat / (2 * limit)).clamp(0, 1).unsqueeze(0) * 0.8
-    red = torch.tensor([0.84, 0.37, 0.0]).view(3, 1, 1)
-    mixed = torch.lerp(image, red.expand_as(image), strength.expand_as(image))
-    return (mixed.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
-
-
 def png(pixels: np.ndarray) -> bytes:
-    """Encode ``(H, W, 3)`` uint8 as PNG."""
+    """Encode ``(H, W, 3)`` in [0, 1] as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -459,7 +494,10 @@ def make_draw(images: Tensor, settings: ExperimentSettings) -> Draw:
         index = torch.randint(
             len(images), (settings.batch_size,), generator=generator, device=generator.device
         )
-        batch = random_symmetry(images[index], settings.symmetry, generator)
+        batch = images[index]
+        if settings.crop is not None:
+            batch = random_crop(batch, settings.crop, generator)
+        batch = random_symmetry(batch, settings.symmetry, generator)
         return random_shift(batch, reach, generator).contiguous(memory_format=torch.channels_last)
 
     return draw
@@ -504,7 +542,22 @@ def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tens
     by = torch.randint(-reach, reach + 1, (2, batch, 1), generator=generator, device=generator.device)
     rows = (torch.arange(height, device=by.device) + by[0]).clamp(0, height - 1)
     columns = (torch.arange(width, device=by.device) + by[1]).clamp(0, width - 1)
-    which = torch.arange(batch, device=by.device)
+    return gather_pixels(images, rows, columns)
+
+
+def random_crop(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A random square of ``side`` pixels from each image: ``(B, C, H, W)`` to ``(B, C, side, side)``."""
+    batch, _, height, width = images.shape
+    device = generator.device
+    top = torch.randint(height - side + 1, (batch, 1), generator=generator, device=device)
+    left = torch.randint(width - side + 1, (batch, 1), generator=generator, device=device)
+    along = torch.arange(side, device=device)
+    return gather_pixels(images, top + along, left + along)
+
+
+def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Rows ``(B, h)`` and columns ``(B, w)`` of images ``(B, C, H, W)``: ``(B, C, h, w)``."""
+    which = torch.arange(len(images), device=rows.device)
     # Advanced indices around a slice put the sliced channels last.
     return images[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 

@@ -169,3 +169,61 @@ def read_receipts(folder: Path) -> list[dict[str, Any]]:
             raise RunError(f"{path} has no valid metrics; run `ssae evaluate` on its run again")
         receipts.append(receipt)
     return receipts
+
+
+METRICS = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "au_pro": "AU-PRO",
+}
+
+
+def results_table(receipts: list[dict[str, Any]]) -> str:
+    """Markdown table of the metrics in per cent, one row for each category, preset and resolution.
+
+    Several seeds of one row give the mean and, behind a ±, the standard deviation between them.
+    """
+    lines = [
+        "| category | model | seeds | " + " | ".join(METRICS.values()) + " |",
+        "|---|---|---|" + "---|" * len(METRICS),
+    ]
+    for (category, preset, resolution), group in _grouped(receipts).items():
+        cells = [_percent([r["metrics"][name] for r in group]) for name in METRICS]
+        official = not group[0]["split_note"].startswith("not the official")
+        name = category if official else f"{category} (other split)"
+        lines.append(f"| {name} | {preset} {resolution} | {len(group)} | " + " | ".join(cells) + " |")
+    notes = [
+        f"{category}: {group[0]['split_note']}."
+        for (category, _, _), group in _grouped(receipts).items()
+        if group[0]["split_note"].startswith("not the official")
+    ]
+    return "\n".join([*lines, "", *notes])
+
+
+def provenance_table(receipts: list[dict[str, Any]]) -> str:
+    """Markdown table of what stands behind each receipt: one row a receipt."""
+    lines = [
+        "| category | seed | training | images/s | device | torch | code | data (sha256) | made |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in receipts:
+        lines.append(
+            f"| {r['category']} | {r['seed']} | {r['train_seconds'] / 60:.1f} min "
+            f"| {r['images_per_second']:.0f} | {r['device']} | {r['versions']['torch']} | `{r['code_commit'][:7]}` "
+            f"| `{r['data_sha256'][:12]}` | {r['created'][:10]} |"
+        )
+    return "\n".join(lines)
+
+
+def _grouped(receipts: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[dict[str, Any]]]:
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for receipt in receipts:
+        key = (receipt["category"], receipt["preset"], receipt["resolution"])
+        groups.setdefault(key, []).append(receipt)
+    return groups
+
+
+def _percent(values: list[float]) -> str:
+    mean = f"{100 * np.mean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * np.std(values, ddof=1):.1f}"

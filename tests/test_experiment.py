@@ -118,8 +118,9 @@ def test_threshold_is_the_largest_held_out_score(run_dir):
     run = load_run(run_dir)
     held = experiment.held_out_images(run)
     assert len(held) == 1
-    scores = experiment.image_scores(run.heat_maps(held), run.settings.scoring)
-    assert experiment.run_threshold(run) == pytest.approx(float(scores.max()))
+    heat = run.heat_maps(held)
+    scores = experiment.image_scores(heat, run.settings.scoring)
+    assert experiment.thresholds(run) == pytest.approx((float(scores.max()), float(heat.max())))
 
 
 def test_validation_uses_no_test_image(run_dir, monkeypatch):
