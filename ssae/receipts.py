@@ -210,8 +210,8 @@ def provenance_table(receipts: list[dict[str, Any]]) -> str:
     for r in receipts:
         lines.append(
             f"| {r['category']} | {r['seed']} | {r['train_seconds'] / 60:.1f} min "
-            f"| {r['images_per_second']:.0f} | {r['device']} | {r['versions']['torch']} | `{r['code_commit'][:7]}` "
-            f"| `{r['data_sha256'][:12]}` | {r['created'][:10]} |"
+            f"| {r['images_per_second']:.0f} | {r['device']} | {r['versions']['torch']} "
+            f"| `{r['code_commit'][:7]}` | `{r['data_sha256'][:12]}` | {r['created'][:10]} |"
         )
     return "\n".join(lines)
 
