@@ -46,7 +46,7 @@ class ModelSettings:
         Space-to-depth factor in front of the encoder, undone at the output; 1 leaves the image as it is. A
         factor of 2 saves the costly layers at full resolution, at the price of detail.
     image_skip
-        Whether one more convex combination module joins the (folded) input image itself and the decoded image.
+        Whether one more convex combination module joins the (folded) input image and the decoded image.
     image_channels
         Colour channels of the image.
     """
@@ -88,6 +88,7 @@ PRESETS: dict[str, ModelSettings] = {
         sdc_kernel=3,
         ccm_kernel=1,
         unshuffle=2,
+        image_skip=True,
     ),
     "full": ModelSettings(),
 }

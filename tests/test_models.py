@@ -90,3 +90,12 @@ def test_only_models_with_skips_have_parameters_in_them():
     assert sum("skips" in name for name, _ in with_skip.named_parameters()) > 0
     without = SDCAutoencoder(dataclasses.replace(TINY, skip="none"))
     assert sum("skips" in name for name, _ in without.named_parameters()) == 0
+
+
+def test_image_skip_mixes_the_image_itself_with_the_decoded_one():
+    torch.manual_seed(0)
+    model = SDCAutoencoder(dataclasses.replace(TINY, image_skip=True)).eval()
+    # A saturated coefficient near 1 must give the image back.
+    model.image_skip.weigh[1].bias.data.fill_(50.0)
+    images = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(model(images), images)
