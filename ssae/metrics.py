@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.ndimage
@@ -25,6 +25,7 @@ Scores = Array | torch.Tensor
 
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 RUN_LENGTH = 1 << 24
+LEVEL_BLOCK = 1 << 20
 
 
 class MetricInputError(ValueError):
@@ -204,7 +205,8 @@ class PixelMetrics:
     fpr_limit : float
         Where AU-PRO ends, in (0, 1].
     run_length : int
-        How many normal scores are sorted together. It affects memory and speed, never the result.
+        How many normal scores are sorted together at first; later runs are longer. It affects memory and
+        speed, never the result.
 
     Examples
     --------
@@ -396,7 +398,7 @@ class _Pixels:
         self.maps = 0
         self._run_length = run_length
         self._runs: list[Scores] = []
-        self._filled = run_length
+        self._filled = 0
         self._defect_scores: list[Array] = []
         self._region_sizes: list[Array] = []
         self._regions = 0
@@ -424,17 +426,22 @@ class _Pixels:
         """Count normals against defects; with a limit, only as far down as that false-positive rate."""
         if self.maps == 0:
             raise EmptyInputError("no maps were given: call update with at least one map and its mask")
-        scores = np.concatenate(self._defect_scores or [np.empty(0)])
-        sizes = np.concatenate(self._region_sizes or [np.empty(0)])
+        if len(self._defect_scores) > 1:
+            self._defect_scores = [np.concatenate(self._defect_scores)]
+            self._region_sizes = [np.concatenate(self._region_sizes)]
+        scores = self._defect_scores[0] if self._defect_scores else np.empty(0)
+        sizes = self._region_sizes[0] if self._region_sizes else np.empty(0)
         runs = [*self._runs[:-1], *(run[: self._filled] for run in self._runs[-1:])]
         return _rank(scores, sizes, self._regions, runs, "masks", fpr_limit)
 
     def _add_normals(self, values: Scores) -> None:
         while len(values):
-            if self._filled == self._run_length:
-                self._runs.append(_empty_run(values, self._run_length))
+            if not self._runs or self._filled == len(self._runs[-1]):
+                # Each run is as long as all before it together: few runs to search, however many come.
+                length = max(self._run_length, sum(len(run) for run in self._runs))
+                self._runs.append(_empty_run(values, length))
                 self._filled = 0
-            taken = min(self._run_length - self._filled, len(values))
+            taken = min(len(self._runs[-1]) - self._filled, len(values))
             self._runs[-1][self._filled : self._filled + taken] = values[:taken]  # type: ignore[assignment]
             self._filled += taken
             values = values[taken:]
@@ -460,8 +467,12 @@ def _rank(
     if fpr_limit is not None and len(runs) == 1:
         top, cut = _above_limit(runs[0], fpr_limit)
         runs, scores, sizes = [top], scores[scores >= cut], sizes[scores >= cut]
-    level, position, hits = np.unique(scores, return_inverse=True, return_counts=True)
-    share = np.bincount(position, weights=1 / sizes, minlength=len(level)) / regions
+    order = np.argsort(scores)
+    scores, share = scores[order], 1 / (regions * sizes[order])
+    first = np.ones(len(scores), dtype=bool)
+    first[1:] = scores[1:] != scores[:-1]
+    starts = np.flatnonzero(first)
+    level, hits, share = scores[starts], np.diff(starts, append=len(scores)), np.add.reduceat(share, starts)
     above, tied = _count_normals(runs, level)
     return Ranking(level[::-1], hits[::-1], share[::-1], above[::-1], tied[::-1], defects, normals, regions)
 
@@ -487,15 +498,21 @@ def _count_normals(runs: list[Scores], level: Array) -> tuple[Array, Array]:
     for run in runs:
         if isinstance(run, torch.Tensor):
             run = torch.sort(run).values
-            wanted = torch.from_numpy(level).to(run.device)
-            first = torch.searchsorted(run, wanted).cpu().numpy()
-            last = torch.searchsorted(run, wanted, right=True).cpu().numpy()
         else:
             run.sort()
-            first, last = np.searchsorted(run, level), np.searchsorted(run, level, side="right")
-        above += len(run) - last
-        tied += last - first
+        # Part by part, so that the search needs no arrays of the size of the result.
+        for part in (slice(start, start + LEVEL_BLOCK) for start in range(0, len(level), LEVEL_BLOCK)):
+            first, last = _search(run, level[part], "left"), _search(run, level[part], "right")
+            above[part] += len(run) - last
+            tied[part] += last - first
     return above, tied
+
+
+def _search(run: Scores, level: Array, side: Literal["left", "right"]) -> Array:
+    if isinstance(run, torch.Tensor):
+        wanted = torch.from_numpy(level).to(run.device)
+        return torch.searchsorted(run, wanted, side=side).cpu().numpy()
+    return np.searchsorted(run, level, side=side)
 
 
 def _check_scores(scores: Scores, truth: Array, name: str, truth_name: str, axes: str) -> None:

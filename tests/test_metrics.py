@@ -399,14 +399,17 @@ def test_a_limit_outside_zero_and_one_is_refused(limit):
 
 
 def test_a_stream_without_maps_or_with_mixed_types_is_refused_and_a_bad_update_adds_nothing():
-    stream = metrics.PixelMetrics()
+    stream = metrics.PixelMetrics()  # GOOD begins with a normal map
     with pytest.raises(metrics.EmptyInputError, match="update"):
         stream.compute()
-    stream.update(*GOOD)
+    stream.update(GOOD[0][:1].astype(np.float32), GOOD[1][:1])
+    with pytest.raises(metrics.NoDefectError):
+        stream.compute()
+    stream.update(GOOD[0].astype(np.float32), GOOD[1])
     before = stream.compute()
-    with pytest.raises(metrics.ScoreTypeError, match="float64 on cpu before and are float32"):
-        stream.update(GOOD[0].astype(np.float32), GOOD[1])
-    spoilt = GOOD[0].copy()
+    with pytest.raises(metrics.ScoreTypeError, match="float32 on cpu before and are float64"):
+        stream.update(*GOOD)
+    spoilt = GOOD[0].astype(np.float32)
     spoilt[-1, -1, -1] = np.nan
     with pytest.raises(metrics.NonFiniteScoreError):
         stream.update(spoilt, GOOD[1])
