@@ -1,0 +1,405 @@
+"""Every objective of the book trained on the same data, side by side: the tables of chapters 6 and 7.
+
+``python -m ssae.comparison signals-1 signals-2 digits`` trains all rows with several seeds and writes one
+receipt for each; the chapters print these, and train single rows themselves with the functions below.
+
+- ``signals-1`` and ``signals-2``: harmonic signals in R^64 on a manifold of dimension 1 and 2, where the
+  exact orthogonal projection is known and stands in the table as a row of its own.
+- ``digits``: the 8 x 8 handwritten digits that scikit-learn ships, one class normal, each class in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import sklearn
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from ssae.manifolds import HarmonicSignals
+from ssae.metrics import image_auroc, pixel_auroc
+from ssae.mlp import Ensemble, LinearAutoencoder, MLPAutoencoder
+from ssae.objectives import (
+    Contractive,
+    Corruption,
+    Denoising,
+    Idempotent,
+    Masked,
+    Objective,
+    Reconstruction,
+    ReconstructionContractive,
+    Sparse,
+)
+from ssae.projection import conservation, jacobian, principal_angles
+from ssae.signals import BlockCorruption, WindowCorruption
+from ssae.training import Draw, FitSettings, fit, write_atomically
+
+Map = Callable[[Tensor], Tensor]
+
+#: Both kinds of data are vectors of this length.
+SIZE = 64
+#: Standard deviation of the noise that the denoising rows remove, that the noise-keeping rows keep, and that
+#: the noisy test adds. About an eighth of the root mean square of a signal. The book's own choice.
+NOISE = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trained row of a table: the objective, and the length of the network's code."""
+
+    objective: Objective
+    code: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long each row trains; the same for all. The book's own choice.
+
+    Parameters
+    ----------
+    steps, batch : int
+        Optimiser steps, and samples in each step for each seed.
+    width : int
+        Width of the hidden layers, and of the code where it is no bottleneck.
+    learning_rate : float
+    """
+
+    steps: int = 2000
+    batch: int = 64
+    width: int = 128
+    learning_rate: float = 3e-3
+
+
+def rows(corruption: Corruption, bottleneck: int, budget: Budget) -> dict[str, Row]:
+    """The trained rows by the names that the tables print. All weights are the book's own choice."""
+    masked = Masked(corruption, weight=0.5)
+    wide: dict[str, Objective] = {
+        "AE": Reconstruction(),
+        "sparse": Sparse(weight=0.01),
+        "CAE": Contractive(weight=0.1, probes=1),
+        "RCAE": ReconstructionContractive(weight=NOISE**2, probes=1),
+        "DAE": Denoising(NOISE),
+        "DAE, 3x noise": Denoising(3 * NOISE),
+        "masked 0.1": Masked(corruption, weight=0.1),
+        "masked 0.5": masked,
+        "masked 0.9": Masked(corruption, weight=0.9),
+        "masked + idempotent": Idempotent(masked, corruption, weight=0.1),
+        "masked + kept noise": Masked(corruption, weight=0.5, noise=NOISE),
+        "masked + kept noise/2": Masked(corruption, weight=0.5, noise=NOISE / 2),
+    }
+    table = {name: Row(objective, budget.width) for name, objective in wide.items()}
+    return {"AE, bottleneck": Row(Reconstruction(), bottleneck)} | table
+
+
+def train(row: Row, draw: Draw, seeds: Sequence[int], budget: Budget) -> list[MLPAutoencoder]:
+    """Train one row with several seeds at once.
+
+    Parameters
+    ----------
+    row : Row
+    draw : callable
+        ``draw(generator) -> (len(seeds) * budget.batch, SIZE)``; part k of the batch is for seed k.
+    seeds : sequence of int
+        Seeds of the initial weights; batches, corruptions and noise derive from the first.
+    budget : Budget
+
+    Returns
+    -------
+    list of MLPAutoencoder
+        In evaluation mode, one for each seed.
+    """
+    ensemble = Ensemble(
+        [
+            MLPAutoencoder(
+                SIZE,
+                row.code,
+                hidden=(budget.width,),
+                activate_code=row.code >= SIZE,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for seed in seeds
+        ]
+    )
+    settings = FitSettings(steps=budget.steps, learning_rate=budget.learning_rate, seed=seeds[0])
+    fit(ensemble, draw, row.objective, settings, progress=False)
+    return ensemble.members()
+
+
+def pool_draw(pool: Tensor, count: int) -> Draw:
+    """A ``draw`` that picks ``count`` samples of ``pool`` with replacement."""
+    return lambda generator: pool[torch.randint(len(pool), (count,), generator=generator)]
+
+
+# Signals: the projection is known.
+
+
+def harmonic_signals(dim: int) -> HarmonicSignals:
+    """The signals of chapters 6 and 7: harmonics 3 and 7, so that a window hides up to two periods."""
+    return HarmonicSignals(dim=dim, length=SIZE, harmonics=(3, 7))
+
+
+def signal_pool(dim: int, count: int = 8192) -> Tensor:
+    """Training signals ``(count, SIZE)`` in float32."""
+    return harmonic_signals(dim).sample(count, torch.Generator().manual_seed(1)).float()
+
+
+class SignalTest:
+    """Damaged test signals of known source and known projection, and what is measured on them.
+
+    Parameters
+    ----------
+    dim : int
+        Dimension of the manifold, 1 or 2.
+    count : int, default 1000
+        Number of test signals. Distances to the manifold and Jacobians are taken on the first tenth.
+    seed : int, default 2
+    """
+
+    def __init__(self, dim: int, count: int = 1000, seed: int = 2) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.manifold = harmonic_signals(dim)
+        self.clean = self.manifold.sample(count, generator)
+        self.corrupted, self.mask = WindowCorruption()(self.clean, generator)
+        self.noise = NOISE * torch.randn(self.clean.shape, generator=generator, dtype=self.clean.dtype)
+        self.projected = self.manifold.project(self.corrupted)
+        self.few = max(1, count // 10)
+
+    @torch.no_grad()
+    def measure(self, f: Map) -> dict[str, float]:
+        """All measures of the table; distances are root mean squares over signals and samples of a signal.
+
+        ``f`` maps float64 batches ``(B, SIZE)`` to such.
+        """
+        output = f(self.corrupted)
+        error = (output - self.clean).square().mean(1)
+        few = self.clean[: self.few]
+        with torch.enable_grad():
+            matrices = jacobian(f, few).detach()
+        identity = torch.eye(SIZE, dtype=torch.float64)
+        angles = principal_angles(matrices, self.manifold.tangent(few))
+        exact = (self.projected - self.clean).square().mean(1)
+        noisy = self.corrupted + self.noise
+        return {
+            "to_source": _rms(output - self.clean),
+            "to_projection": _rms(output - self.projected),
+            "to_manifold": _rms(self.manifold.nearest(output[: self.few]).distance / SIZE**0.5),
+            "clean_part": _rms((output - self.clean)[self.mask == 0]),
+            "on_manifold": _rms(f(self.clean) - self.clean),
+            "idempotence": _rms(f(output) - output),
+            "jacobian": matrices.square().sum((1, 2)).mean().item(),
+            "jacobian_minus_identity": (matrices - identity).square().sum((1, 2)).mean().item(),
+            "tangent_angle": angles[:, 0].rad2deg().mean().item(),
+            "conserved": conservation(f, self.corrupted, self.clean, self.mask).holds.double().mean().item(),
+            "beats_projection": (error < exact).double().mean().item(),
+            "pixel_auroc": self._pixel_auroc(output - self.corrupted),
+            "pixel_auroc_noisy": self._pixel_auroc(f(noisy) - noisy),
+        }
+
+    def _pixel_auroc(self, change: Tensor) -> float:
+        return pixel_auroc(change.square()[:, None], self.mask[:, None])
+
+
+def signal_table(
+    dim: int, seeds: Sequence[int], budget: Budget
+) -> Iterable[tuple[str, list[dict[str, float]]]]:
+    """The rows of ``signals-<dim>`` one by one: name, and the measures of each seed."""
+    test = SignalTest(dim)
+    pool = signal_pool(dim)
+    yield "exact projection", [test.measure(test.manifold.project)]
+    yield "PCA", [test.measure(LinearAutoencoder.from_pca(pool.double(), 4))]
+    draw = pool_draw(pool, len(seeds) * budget.batch)
+    for name, row in rows(WindowCorruption(), 2 * dim, budget).items():
+        yield name, [test.measure(model.double()) for model in train(row, draw, seeds, budget)]
+
+
+# Digits: real data, no projection known.
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Grey levels in [0, 1], ``(N, 64)`` float64, and labels 0 to 9; one half of each class to train on."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+def digits() -> Digits:
+    """The 1,797 handwritten digits of scikit-learn (UCI, "Optical recognition of handwritten digits")."""
+    bunch = load_digits()
+    images, labels = torch.from_numpy(bunch.data) / 16, torch.from_numpy(bunch.target)
+    first = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(10):
+        index = (labels == label).nonzero()[:, 0]
+        first[index[: len(index) // 2]] = True
+    return Digits(images[first], labels[first], images[~first], labels[~first])
+
+
+class DigitTest:
+    """Test digits of one class, occluded, and of the nine other classes; what is measured on them.
+
+    Parameters
+    ----------
+    data : Digits
+    normal : int
+        The class taken for normal.
+    seed : int, default 2
+    """
+
+    def __init__(self, data: Digits, normal: int, seed: int = 2) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.clean = data.test[data.test_labels == normal]
+        self.others = data.test[data.test_labels != normal]
+        self.corrupted, self.mask = BlockCorruption()(self.clean, generator)
+        self.noise = NOISE * torch.randn(self.clean.shape, generator=generator, dtype=self.clean.dtype)
+
+    @torch.no_grad()
+    def measure(self, f: Map) -> dict[str, float]:
+        """All measures of the table; ``f`` maps float64 batches ``(B, SIZE)`` to such."""
+        output = f(self.corrupted)
+        noisy = self.corrupted + self.noise
+        with torch.enable_grad():
+            matrices = jacobian(f, self.clean[:20]).detach()
+        identity = torch.eye(SIZE, dtype=torch.float64)
+        images = torch.cat([self.clean, self.others])
+        scores = (f(images) - images).square().sum(1)
+        labels = torch.arange(len(images)) >= len(self.clean)
+        occluded = (output - self.corrupted).square().sum(1)
+        pair_labels = torch.arange(2 * len(self.clean)) >= len(self.clean)
+        return {
+            "to_source": _rms(output - self.clean),
+            "clean_part": _rms((output - self.clean)[self.mask == 0]),
+            "on_manifold": _rms(f(self.clean) - self.clean),
+            "idempotence": _rms(f(output) - output),
+            "jacobian": matrices.square().sum((1, 2)).mean().item(),
+            "jacobian_minus_identity": (matrices - identity).square().sum((1, 2)).mean().item(),
+            "conserved": conservation(f, self.corrupted, self.clean, self.mask).holds.double().mean().item(),
+            "pixel_auroc": self._pixel_auroc(output - self.corrupted),
+            "pixel_auroc_noisy": self._pixel_auroc(f(noisy) - noisy),
+            "auroc_occlusion": image_auroc(torch.cat([scores[: len(self.clean)], occluded]), pair_labels),
+            "auroc_other_digits": image_auroc(scores, labels),
+        }
+
+    def _pixel_auroc(self, change: Tensor) -> float:
+        return pixel_auroc(change.square()[:, None], self.mask[:, None])
+
+
+def nearest_sample(samples: Tensor) -> Map:
+    """The projection onto a finite set: each point goes to the nearest of ``samples``."""
+    return lambda points: samples[torch.cdist(points, samples).argmin(1)] + 0 * points
+
+
+def digit_table(seeds: Sequence[int], budget: Budget) -> Iterable[tuple[str, list[dict[str, float]]]]:
+    """The rows of ``digits`` one by one: name, and for each seed the measures averaged over the classes."""
+    data = digits()
+    tests = [DigitTest(data, label) for label in range(10)]
+    pools = [data.train[data.train_labels == label] for label in range(10)]
+    yield "nearest sample", [_mean([t.measure(nearest_sample(p)) for t, p in zip(tests, pools, strict=True)])]
+    pca = [LinearAutoencoder.from_pca(pool, 16) for pool in pools]
+    yield "PCA", [_mean([t.measure(f) for t, f in zip(tests, pca, strict=True)])]
+
+    def draw(generator: torch.Generator) -> Tensor:
+        parts = [pool_draw(pool.float(), budget.batch)(generator) for _ in seeds for pool in pools]
+        return torch.cat(parts)
+
+    # One member for each seed and class: all of them train side by side.
+    member_seeds = [10 * seed + label for seed in seeds for label in range(10)]
+    for name, row in rows(BlockCorruption(), 16, budget).items():
+        models = train(row, draw, member_seeds, budget)
+        measured = [tests[k % 10].measure(model.double()) for k, model in enumerate(models)]
+        yield name, [_mean(measured[k : k + 10]) for k in range(0, len(measured), 10)]
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()
+
+
+def _mean(measured: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(m[name] for m in measured) / len(measured) for name in measured[0]}
+
+
+# Receipts.
+
+#: Budget of each table. The digits are few, and fifty networks train at once.
+BUDGETS = {
+    "signals-1": Budget(),
+    "signals-2": Budget(),
+    "digits": Budget(steps=1000, batch=32, width=64),
+}
+
+
+def write_receipt(table: str, seeds: Sequence[int], budget: Budget, folder: Path) -> Path:
+    """Train every row of a table and write ``folder/<table>.json``, anew after each row."""
+    if table == "digits":
+        measured = digit_table(seeds, budget)
+        trained = rows(BlockCorruption(), 16, budget)
+    else:
+        dim = int(table.removeprefix("signals-"))
+        measured = signal_table(dim, seeds, budget)
+        trained = rows(WindowCorruption(), 2 * dim, budget)
+    receipt: dict[str, Any] = {
+        "dataset": table,
+        "seeds": list(seeds),
+        "settings": asdict(budget),
+        "noise": NOISE,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "sklearn": sklearn.__version__,
+        },
+        "device": "cpu",
+        "code_commit": _commit(),
+        "rows": {},
+    }
+    path = folder / f"{table}.json"
+    started = time.monotonic()
+    for name, measures in measured:
+        entry: dict[str, Any] = {"objective": repr(trained[name].objective)} if name in trained else {}
+        entry["measures"] = {key: [round(m[key], 6) for m in measures] for key in measures[0]}
+        receipt["rows"][name] = entry
+        receipt["seconds"] = round(time.monotonic() - started, 1)
+        receipt["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_atomically(path, (json.dumps(receipt, indent=1) + "\n").encode())
+        print(f"{table}: {name} done after {receipt['seconds']:.0f} s", flush=True)
+    return path
+
+
+def _commit() -> str:
+    """The commit of the code, marked where the package differs from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line: which tables, how many seeds, where to."""
+    parser = argparse.ArgumentParser(prog="python -m ssae.comparison", description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="+", choices=list(BUDGETS))
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
+    parser.add_argument("--out", type=Path, default=Path("results/signals"), help="folder of the receipts")
+    options = parser.parse_args(arguments)
+    for table in options.tables:
+        write_receipt(table, range(options.seeds), BUDGETS[table], options.out)
+
+
+if __name__ == "__main__":
+    main()
