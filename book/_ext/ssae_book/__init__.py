@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def setup(app: Sphinx) -> dict[str, object]:
     """Register the parts of the extension."""
-    from . import freshness, offline, pages
+    from . import freshness, icons, offline, pages
 
     freshness.setup(app)
+    icons.setup(app)
     offline.setup(app)
     pages.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

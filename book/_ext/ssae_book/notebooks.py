@@ -143,6 +143,8 @@ def _directive(name: str, argument: str, body: list[str], page: str) -> list[str
         quoted = [f"> {line}".rstrip() for line in _blocks(body, page)]
         while quoted and quoted[0] == ">":
             quoted.pop(0)
+        while quoted and quoted[-1] == ">":
+            quoted.pop()
         return [f"> {head}", ">", *quoted] if quoted else [f"> {head}"]
     if name in {"bibliography", "tableofcontents", "toctree", "exercise-end", "solution-end"}:
         return []

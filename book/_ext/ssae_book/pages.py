@@ -129,6 +129,7 @@ def _front_page(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     """Register with Sphinx."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("config-inited", _configure, priority=100)
     app.connect("html-page-context", _describe, priority=600)
     app.connect("html-page-context", _size_images, priority=600)

@@ -1,0 +1,175 @@
+"""The repository itself: its metadata agree with each other, and nothing is in it that must not be."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@pytest.fixture(scope="module")
+def pyproject(root: Path) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf8"))
+
+
+@pytest.fixture(scope="module")
+def lock(root: Path) -> list[Requirement]:
+    lines = (root / "requirements.lock").read_text(encoding="utf8").splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def tracked(root: Path) -> list[Path]:
+    """Text files under version control, or skip outside a checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [root / name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
+
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+
+
+def pinned(lock: list[Requirement], python: str) -> dict[str, str]:
+    """Version of every package the lock installs on Linux under one version of Python."""
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "os_name": "posix",
+    }
+    chosen = [r for r in lock if r.marker is None or r.marker.evaluate(environment)]
+    names = [canonicalize_name(r.name) for r in chosen]
+    assert len(names) == len(set(names)), "a package is pinned twice"
+    return {canonicalize_name(r.name): str(r.specifier).removeprefix("==") for r in chosen}
+
+
+def test_every_line_of_the_lock_pins_one_version(lock):
+    for requirement in lock:
+        assert re.fullmatch(r"==[^*,]+", str(requirement.specifier)), requirement
+        assert requirement.url is None, requirement
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_satisfies_the_metadata(lock, pyproject, python):
+    versions = pinned(lock, python)
+    project = pyproject["project"]
+    extras = project["optional-dependencies"]
+    for line in [*project["dependencies"], *extras["book"], *extras["test"]]:
+        wanted = Requirement(line)
+        if wanted.marker is None or wanted.marker.evaluate({"python_version": python}):
+            version = versions[canonicalize_name(wanted.name)]
+            assert wanted.specifier.contains(version), f"{line}, but the lock has {version}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_lock_holds_jupyter_book_one_and_a_full_torch(lock, python):
+    versions = pinned(lock, python)
+    assert versions["jupyter-book"].startswith("1.")
+    assert "+" not in versions["torch"], "a build for one kind of machine only"
+    assert "torchvision" in versions
+
+
+def test_environment_follows_the_lock(root):
+    environment = yaml.safe_load((root / "environment.yml").read_text(encoding="utf8"))
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert {re.split("[=<>]", entry)[0] for entry in conda} == {"python", "pip"}, (
+        "versions belong in the lock"
+    )
+    assert pip == ["--requirement requirements.lock", "--editable ."]
+
+
+def test_core_dependencies_leave_a_colab_alone(pyproject):
+    """Only lower bounds, so that pip has no reason to replace a torch or numpy that is there."""
+    for line in pyproject["project"]["dependencies"]:
+        assert all(spec.operator == ">=" for spec in Requirement(line).specifier), line
+
+
+def test_importing_the_package_is_light(root):
+    code = "import sys, ssae; print(sorted({'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_versions_agree(root):
+    import ssae
+
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf8"))
+    assert citation["version"] == ssae.__version__
+    assert citation["cff-version"] == "1.2.0"
+
+
+def test_licences_are_whole(root):
+    assert "Permission is hereby granted, free of charge" in (root / "LICENSE").read_text(encoding="utf8")
+    text = (root / "LICENSE-text").read_text(encoding="utf8")
+    assert [int(n) for n in re.findall(r"^Section (\d) --", text, re.MULTILINE)] == list(range(1, 9))
+
+
+# In pieces, so that this file does not name what it looks for.
+HOSTS = ["py" + "pi.org", "python" + "hosted.org", "registry.npm" + "js.org", "deb.debian" + ".org"]
+HOSTS += ["download.py" + "torch.org"]
+MACHINE = re.compile(
+    r"(?:^|[^A-Za-z.])/(?:wo" + r"rk|fa" + r"rm|home|Users)/|/tmp/ba" + r"sh_jobs", re.MULTILINE
+)
+BINARY = {".png", ".jpg", ".webp", ".safetensors", ".onnx", ".wasm", ".woff2", ".ico", ".npz"}
+
+
+def test_no_registry_and_no_path_of_a_machine_is_named(tracked, root):
+    for path in tracked:
+        if path.suffix in BINARY:
+            continue
+        text = path.read_text(encoding="utf8")
+        where = path.relative_to(root)
+        for host in HOSTS:
+            assert host not in text, f"{where} names the registry {host}"
+        found = MACHINE.search(text)
+        assert found is None, f"{where} names a path of a machine: {found[0]!r}"
+
+
+def test_files_stay_small(tracked, root):
+    heavy = {str(p.relative_to(root)): p.stat().st_size for p in tracked if p.stat().st_size > 3_000_000}
+    assert not heavy
+    weights = sum(p.stat().st_size for p in tracked if p.is_relative_to(root / "weights"))
+    assert weights < 10_000_000
+
+
+def test_notebooks_are_committed_without_outputs(tracked):
+    for path in tracked:
+        if path.suffix == ".ipynb":
+            notebook = json.loads(path.read_text(encoding="utf8"))
+            assert all(not cell.get("outputs") for cell in notebook["cells"]), path
+
+
+def test_no_image_of_a_foreign_data_set_is_committed(tracked, root):
+    folders = {"train", "test", "ground_truth"}
+    suspicious = [
+        p for p in tracked if p.suffix in {".png", ".jpg"} and folders & set(p.relative_to(root).parts)
+    ]
+    assert not suspicious
+
+
+@pytest.mark.slow
+def test_lint(root):
+    """Style and types, as `make lint` checks them."""
+    for command in (["ruff", "check", "."], ["mypy"]):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
