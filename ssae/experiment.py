@@ -107,7 +107,7 @@ class ExperimentSettings:
     preset: str = "lite"
     resolution: int = 128
     batch_size: int = 16
-    weight: float = 0.1
+    weight: float = 0.2
     noise: float = 0.0
     symmetry: str = "none"
     shift: float = 0.02

@@ -81,9 +81,9 @@ class ModelSettings:
 
 PRESETS: dict[str, ModelSettings] = {
     "lite": ModelSettings(
-        channels=(32, 64),
+        channels=(16, 32),
         dilations=(1, 2, 4, 8),
-        sdc_filters=24,
+        sdc_filters=32,
         sdc_layers=3,
         sdc_kernel=3,
         ccm_kernel=1,

@@ -1,0 +1,130 @@
+"""Receipts: complete, valid, and the only source of the numbers that the book prints."""
+
+import copy
+import json
+
+import pytest
+
+from ssae.receipts import (
+    METRICS,
+    REQUIRED,
+    RunError,
+    provenance_table,
+    read_receipts,
+    receipt_path,
+    results_table,
+)
+
+
+def receipt(category="bottle", seed=0, **metrics):
+    values = {"image_auroc": 0.9876, "pixel_auroc": 0.95, "pixel_ap": 0.5, "au_pro": 0.9}
+    return {
+        "dataset": "mvtec_ad",
+        "category": category,
+        "split_note": "official split: 209 normal training, 20 normal test, 63 defective test images",
+        "resolution": 128,
+        "preset": "lite",
+        "settings": {},
+        "seed": seed,
+        "metrics": values | metrics,
+        "data_sha256": "ab" * 32,
+        "code_commit": "c" * 40,
+        "device": "a processor",
+        "versions": {"torch": "2.15.0"},
+        "train_seconds": 90.0,
+        "images_per_second": 40.0,
+        "created": "2026-11-22T12:00:00+00:00",
+    }
+
+
+def write(folder, value):
+    path = folder / receipt_path(value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_receipts_are_found_below_a_folder(tmp_path):
+    for seed in (1, 0):
+        write(tmp_path, receipt(seed=seed))
+    write(tmp_path, receipt("pill"))
+    assert [(r["category"], r["seed"]) for r in read_receipts(tmp_path)] == [
+        ("bottle", 0),
+        ("bottle", 1),
+        ("pill", 0),
+    ]
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_an_incomplete_receipt_is_named(tmp_path, key):
+    value = receipt()
+    path = write(tmp_path, value)
+    del value[key]
+    path.write_text(json.dumps(value))
+    with pytest.raises(RunError, match=f"{path.name} is no receipt: {key}"):
+        read_receipts(tmp_path)
+
+
+@pytest.mark.parametrize("metrics", [{"au_pro": 1.2}, {"pixel_ap": float("nan")}])
+def test_an_impossible_metric_is_refused(tmp_path, metrics):
+    write(tmp_path, receipt(**metrics))
+    with pytest.raises(RunError, match="no valid metrics"):
+        read_receipts(tmp_path)
+
+
+def test_a_receipt_without_metrics_is_refused(tmp_path):
+    write(tmp_path, {**receipt(), "metrics": {}})
+    with pytest.raises(RunError, match="ssae evaluate"):
+        read_receipts(tmp_path)
+
+
+def test_the_table_says_what_the_receipts_say():
+    one = receipt()
+    before = results_table([one])
+    assert "| bottle | lite 128 | 1 | 98.8 | 95.0 | 50.0 | 90.0 |" in before
+    changed = copy.deepcopy(one)
+    changed["metrics"]["pixel_auroc"] = 0.321
+    assert "32.1" in results_table([changed])
+    assert "32.1" not in before
+
+
+def test_seeds_give_mean_and_spread():
+    table = results_table([receipt(seed=0, au_pro=0.90), receipt(seed=1, au_pro=0.92)])
+    assert "| 2 |" in table
+    assert "91.0 ± 1.4" in table
+
+
+def test_a_split_that_is_not_official_is_marked_and_noted():
+    note = "not the official split: 243 normal training, 21 normal test, 57 defective test images"
+    table = results_table([{**receipt("grid"), "split_note": note}])
+    assert "grid (other split)" in table
+    assert note in table
+
+
+def test_provenance_has_a_row_for_each_receipt():
+    table = provenance_table([receipt(seed=0), receipt(seed=1)])
+    assert table.count("`ccccccc`") == 2
+    assert "1.5 min" in table
+
+
+def test_committed_receipts_are_whole(root):
+    receipts = read_receipts(root / "results" / "mvtec_ad") + read_receipts(root / "results" / "textures")
+    assert receipts
+    for value in receipts:
+        assert (root / "results" / receipt_path(value)).exists(), (
+            "a receipt lies at another path than it says"
+        )
+        assert value["metrics"].keys() >= METRICS.keys()
+        assert len(value["data_sha256"]) == 64
+        assert not value["code_commit"].endswith("-dirty"), "made from code that is in no commit"
+
+
+def test_the_page_prints_the_committed_receipts(root, html):
+    page = (html / "12_mvtec.html").read_text(encoding="utf8")
+    for value in read_receipts(root / "results" / "mvtec_ad"):
+        assert value["data_sha256"][:12] in page
+    rows = [
+        line for line in results_table(read_receipts(root / "results" / "mvtec_ad")).splitlines()[2:] if line
+    ]
+    for cell in (cell.strip() for row in rows if row.startswith("|") for cell in row.strip("|").split("|")):
+        assert cell in page
