@@ -2,8 +2,9 @@
 
 It derives every address of the project from ``pyproject.toml`` (:mod:`.repository`), keeps executed chapters
 in step with the package they import (:mod:`.freshness`), serves everything from the book itself
-(:mod:`.offline`), and gives each page its meta data and the API its links to the chapters (:mod:`.pages`).
-The notebooks beside the chapters are written by :mod:`.notebooks`, a program of its own.
+(:mod:`.offline`, :mod:`.icons`), gives each page its meta data and the API its links to the chapters
+(:mod:`.pages`), and records how the build was made (:mod:`.provenance`). The notebooks beside the chapters
+are written by :mod:`.notebooks`, a program of its own.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
 
 def setup(app: Sphinx) -> dict[str, object]:
     """Register the parts of the extension."""
-    from . import freshness, icons, offline, pages
+    from . import freshness, icons, offline, pages, provenance
 
     freshness.setup(app)
     icons.setup(app)
     offline.setup(app)
     pages.setup(app)
+    provenance.setup(app)
     return {"version": "1", "parallel_read_safe": False, "parallel_write_safe": True}

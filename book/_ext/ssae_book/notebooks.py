@@ -75,11 +75,55 @@ OPTION = re.compile(r"^:(?P<key>[\w-]+):\s*(?P<value>.*)$")
 ROLE = re.compile(r"\{(?P<name>[\w:-]+)\}`(?P<text>[^`]+)`")
 EQUATION_LABEL = re.compile(r"\$\$\s*\(([\w:.-]+)\)\s*$")
 LABEL = re.compile(r"^\([\w:.-]+\)=\s*$")
+PAGE_LINK = re.compile(r"\]\((?!\w+:)([\w/-]+)\.md(?=[)#])")
 
 
 def plain(text: str, page: str = "") -> str:
-    """Markdown without directives and roles, from the MyST of one cell."""
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(_blocks(text.splitlines(), page))).strip()
+    """Markdown without directives, roles and the book's own TeX macros, from the MyST of one cell."""
+    markdown = "\n".join(_blocks(expand_macros(text).splitlines(), page))
+    markdown = PAGE_LINK.sub(lambda match: f"]({_neighbour(match[1])}", markdown)
+    return re.sub(r"\n{3,}", "\n\n", markdown).strip()
+
+
+def expand_macros(text: str) -> str:
+    r"""Write out the TeX macros of ``_config.yml``, such as ``\norm{x}``, which other readers do not know."""
+    for name, meaning in macros().items():
+        template, arguments = meaning if isinstance(meaning, list) else (meaning, 0)
+        pattern = re.compile(rf"\\{name}(?![A-Za-z])")
+        while match := pattern.search(text):
+            written, end = template, match.end()
+            for number in range(1, arguments + 1):
+                stop = _closing_brace(text, end)
+                written, end = written.replace(f"#{number}", text[end + 1 : stop]), stop + 1
+            text = text[: match.start()] + written + text[end:]
+    return text
+
+
+def _closing_brace(text: str, start: int) -> int:
+    if text[start : start + 1] != "{":
+        raise ValueError(
+            f"a TeX macro of the book needs its argument in braces: {text[start - 20 : start + 20]!r}"
+        )
+    depth = 0
+    for position in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[position], 0) * (text[position - 1] != "\\")
+        if depth == 0:
+            return position
+    raise ValueError(f"unbalanced braces after {text[start : start + 40]!r}")
+
+
+@functools.cache
+def macros() -> dict[str, str | list]:
+    """The TeX macros that the pages know."""
+    config = yaml.safe_load((repository.ROOT / "_config.yml").read_text(encoding="utf8"))
+    return config["sphinx"]["config"]["mathjax3_config"]["tex"]["macros"]
+
+
+def _neighbour(page: str) -> str:
+    """Where a link to another page of the book leads from a notebook."""
+    if (BOOK / f"{page}.md").exists() and "{code-cell}" in (BOOK / f"{page}.md").read_text(encoding="utf8"):
+        return f"{page}.ipynb"
+    return f"{repository.pages_url()}{page}.html"
 
 
 def _blocks(lines: list[str], page: str) -> list[str]:

@@ -1,0 +1,208 @@
+"""What made these pages: the ``build-record`` directive prints it, fresh at every build."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.util.docutils import SphinxDirective
+
+from . import repository
+from .repository import ROOT
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "matplotlib",
+    "pillow",
+    "safetensors",
+    "onnx",
+    "jupyter-book",
+    "sphinx",
+    "myst-nb",
+)
+
+
+def machine() -> list[tuple[str, str]]:
+    """Facts about this build and the machine it ran on."""
+    cores = os.cpu_count() or 1
+    data = "shown, from `SSAE_MVTEC_ROOT`" if os.environ.get("SSAE_MVTEC_ROOT") else "not at hand"
+    facts = [
+        ("Built", datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")),
+        ("Commit", _commit()),
+        ("Package", f"ssae {repository.version()}"),
+        ("Python", platform.python_version()),
+        ("System", f"{platform.system()} {platform.machine()}"),
+        ("Processor", f"{_processor()}, {cores} {'core' if cores == 1 else 'cores'}"),
+        ("Memory", _memory()),
+        ("Images of MVTec AD", data),
+        ("Mode", "quick (`SSAE_SMOKE`)" if os.environ.get("SSAE_SMOKE") else "full"),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def packages() -> list[tuple[str, str]]:
+    """Versions of the packages that matter for the numbers."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def receipts() -> list[tuple[str, ...]]:
+    """A row for each training receipt under ``results``."""
+    rows = []
+    for path in sorted((ROOT / "results").rglob("*.json")):
+        record = _json(path)
+        if not isinstance(record, dict) or not {"metrics", "seed", "category"} <= record.keys():
+            continue
+        metrics = record["metrics"]
+        seconds = record.get("train_seconds")
+        rows.append(
+            (
+                str(record.get("dataset", "")).replace("_", " "),
+                str(record["category"]).replace("_", " "),
+                f"{record.get('preset', '')}, {record.get('resolution', '')} px",
+                str(record["seed"]),
+                *(_number(metrics.get(key)) for key in ("image_auroc", "pixel_auroc", "au_pro")),
+                "" if seconds is None else f"{seconds / 60:.0f} min",
+                str(record.get("device", "")),
+                str(record.get("code_commit", ""))[:7],
+                str(record.get("created", ""))[:10],
+            )
+        )
+    return rows
+
+
+def benchmarks() -> list[tuple[str, ...]]:
+    """A row for each ratio that a benchmark has recorded under ``benchmarks``."""
+    rows: list[tuple[str, ...]] = []
+    for path in sorted((ROOT / "benchmarks").rglob("*.json")):
+        for key, value in _flat(_json(path)):
+            if "ratio" in key.lower() and isinstance(value, (int, float)):
+                rows.append((path.stem.replace("_", " "), key.replace("_", " "), f"{value:.2f}"))
+    return rows
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict):
+        return [item for key, inner in value.items() for item in _flat(inner, f"{prefix} {key}".strip())]
+    return [(prefix, value)]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) else ""
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return f"`{done.stdout.strip()}`" if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+    except (ValueError, OSError):
+        return ""
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
+
+
+TABLES: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] = {
+    "machine": (("fact", "value"), machine),  # type: ignore[dict-item]
+    "packages": (("package", "version"), packages),  # type: ignore[dict-item]
+    "receipts": (
+        (
+            "data",
+            "category",
+            "model",
+            "seed",
+            "image AUROC",
+            "pixel AUROC",
+            "AU-PRO",
+            "training",
+            "device",
+            "commit",
+            "date",
+        ),
+        receipts,
+    ),
+    "benchmarks": (("benchmark", "ratio", "value"), benchmarks),
+}
+
+
+class BuildRecord(SphinxDirective):
+    """``{build-record} machine|packages|receipts|benchmarks``: a table of facts about this build."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict] = {}
+
+    def run(self) -> list[nodes.Node]:
+        """Make the table; a sentence where there is nothing to tell."""
+        kind = self.arguments[0]
+        if kind not in TABLES:
+            raise self.error(f"build-record: {kind!r} is none of {', '.join(TABLES)}")
+        header, rows_of = TABLES[kind]
+        rows = rows_of()
+        lines = _table(header, rows) if rows else [f"*There are no {kind} yet.*"]
+        node = nodes.container(classes=["build-record", f"build-record-{kind}"])
+        self.state.nested_parse(StringList(lines, source=self.env.docname), 0, node)
+        self.env.metadata[self.env.docname]["ssae_build_record"] = "yes"
+        return [node]
+
+
+def _always_fresh(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
+    return [
+        name for name, data in env.metadata.items() if "ssae_build_record" in data and name in env.found_docs
+    ]
+
+
+def setup(app: Sphinx) -> None:
+    """Register with Sphinx."""
+    app.add_directive("build-record", BuildRecord)
+    app.connect("env-get-outdated", _always_fresh)
