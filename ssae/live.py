@@ -1,0 +1,370 @@
+"""Models behind the live figures, trained and written by a chapter's own cell.
+
+Each ``write_...`` function trains or takes the models of one live figure and writes its payload and its
+still picture through :mod:`ssae.export`. The pictures a reader without scripts sees are drawn from the same
+models that answer in the page.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor, nn
+
+from ssae.datasets import load_category
+from ssae.experiment import Run, thresholds
+from ssae.export import LIVE_DIRECTORY, export_onnx, write_payload
+from ssae.manifolds import Circle, Ellipse, HarmonicSignals, Manifold, SineCurve
+from ssae.mlp import MLPAutoencoder
+from ssae.objectives import (
+    Contractive,
+    Denoising,
+    Masked,
+    Objective,
+    Reconstruction,
+    ReconstructionContractive,
+)
+from ssae.plotting import HEAT, PALETTE
+from ssae.signals import WindowCorruption
+from ssae.training import FitSettings, fit, smoke
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One manifold of the projection playground.
+
+    Parameters
+    ----------
+    title : str
+        What the reader sees.
+    manifold : Manifold
+        A curve in the plane.
+    extent : float
+        The drawing shows ``[-extent, extent]`` in both directions.
+    start : (float, float)
+        Where the movable point starts.
+    closed : bool
+        Whether the curve returns to its first point.
+    """
+
+    title: str
+    manifold: Manifold
+    extent: float = 2.0
+    start: tuple[float, float] = (1.1, 1.05)
+    closed: bool = True
+
+
+#: The manifolds of the projection playground.
+SCENES: dict[str, Scene] = {
+    "circle": Scene("Circle", Circle(), extent=1.6, start=(0.95, 0.85)),
+    "ellipse": Scene("Ellipse", Ellipse(), extent=1.9, start=(0.9, 1.15)),
+    "sine": Scene(
+        "Sine", SineCurve(amplitude=0.7, frequency=2.0, extent=2.0), start=(0.15, -0.55), closed=False
+    ),
+}
+
+#: The autoencoders of the projection playground. Every value is the book's own choice.
+PLAYGROUND_OBJECTIVES: dict[str, Objective] = {
+    "ae": Reconstruction(),
+    "cae": Contractive(weight=0.02, probes=1),
+    "rcae": ReconstructionContractive(weight=0.02),
+    "dae": Denoising(sigma=0.2),
+    # A sample of the plane has two values, and partial corruption moves one of them. It may not hide it:
+    # what is left could not tell where the sample came from.
+    "masked": Masked(WindowCorruption(length=(1, 1), opacity=(0.0, 0.4), fills=("constant",)), weight=0.5),
+}
+
+
+def train_playground(
+    manifold: Manifold, objectives: Mapping[str, Objective], settings: FitSettings
+) -> dict[str, MLPAutoencoder]:
+    """Train one small autoencoder of the plane for each objective, all from the same initial weights.
+
+    The code is wider than the data, so that nothing but the objective keeps a model from copying its input.
+
+    Parameters
+    ----------
+    manifold : Manifold
+        A curve in the plane.
+    objectives : mapping of str to Objective
+    settings : FitSettings
+
+    Returns
+    -------
+    dict of str to MLPAutoencoder
+    """
+    pool = manifold.sample(4096, torch.Generator().manual_seed(settings.seed)).float()
+
+    def draw(generator: torch.Generator) -> Tensor:
+        return pool[torch.randint(len(pool), (128,), generator=generator)]
+
+    models = {}
+    for name, objective in objectives.items():
+        start = torch.Generator().manual_seed(settings.seed)
+        models[name] = MLPAutoencoder(2, code=8, hidden=(32,), activation="tanh", generator=start).float()
+        fit(models[name], draw, objective, settings, progress=False)
+    return models
+
+
+def write_playground(
+    settings: FitSettings | None = None, directory: Path | str = LIVE_DIRECTORY
+) -> dict[str, dict[str, MLPAutoencoder]]:
+    """Train every model of the projection playground and write its payloads and its still picture.
+
+    Parameters
+    ----------
+    settings : FitSettings, optional
+        How to train each model; by default 600 steps, 60 where ``SSAE_SMOKE=1``.
+    directory : path
+        Where to write.
+
+    Returns
+    -------
+    dict
+        The models, by manifold and objective.
+    """
+    settings = settings or FitSettings(steps=smoke(600, 60), learning_rate=1e-2)
+    names = {
+        key: "projection-playground" if key == "circle" else f"projection-playground-{key}" for key in SCENES
+    }
+    models = {}
+    for key, scene in SCENES.items():
+        models[key] = train_playground(scene.manifold, PLAYGROUND_OBJECTIVES, settings)
+        write_payload(
+            names[key],
+            figure="projection-playground",
+            settings={
+                "manifold": key,
+                "manifolds": {other: SCENES[other].title for other in SCENES},
+                "extent": scene.extent,
+                "start": scene.start,
+                "closed": scene.closed,
+            },
+            arrays={
+                "curve": curve_points(scene),
+                "samples": scene.manifold.sample(150, torch.Generator().manual_seed(1)),
+            },
+            models=models[key],
+            parts={other: names[other] for other in SCENES if other != key},
+            directory=directory,
+        )
+    _draw_playground(SCENES["circle"], models["circle"], Path(directory) / "projection-playground.png")
+    return models
+
+
+def curve_points(scene: Scene, count: int = 600) -> Tensor:
+    """Vertices ``(count, 2)`` of a polygon along the curve of ``scene``; the page projects onto it."""
+    if scene.closed:
+        parameters = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
+    else:
+        # A graph goes on beyond what is drawn, and so does the projection onto it.
+        parameters = torch.linspace(-1.6 * scene.extent, 1.6 * scene.extent, count, dtype=torch.float64)
+    return scene.manifold.embed(parameters[:, None])
+
+
+#: Colours of the maps, the same in the still picture and in ``web/src/live.css``.
+COLOURS = {
+    "exact": PALETTE["ink"],
+    "ae": PALETTE["accent"],
+    "cae": PALETTE["second"],
+    "rcae": PALETTE["normal"],
+    "dae": PALETTE["projection"],
+    "masked": PALETTE["anomaly"],
+}
+
+
+@torch.no_grad()
+def _draw_playground(scene: Scene, models: Mapping[str, nn.Module], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(4.6, 4.6), dpi=110)
+    curve = curve_points(scene)
+    start = torch.tensor([scene.start], dtype=torch.float64)
+    ends = {"exact": scene.manifold.project(start)}
+    ends |= {name: model(start.float()).double() for name, model in models.items()}
+    axes.plot(*torch.cat([curve, curve[:1]]).T, color=PALETTE["ink"], linewidth=2)
+    for name, end in ends.items():
+        axes.annotate(
+            "",
+            end[0].tolist(),
+            start[0].tolist(),
+            arrowprops={"arrowstyle": "-|>", "color": COLOURS[name], "lw": 2},
+        )
+    axes.plot(*start.T, "o", color=PALETTE["ink"], markersize=9)
+    axes.set(xlim=(-scene.extent, scene.extent), ylim=(-scene.extent, scene.extent), aspect="equal")
+    axes.set_axis_off()
+    _save_still(figure, path)
+
+
+def _save_still(figure: Figure, path: Path) -> None:
+    # A 64-colour palette: a drawing loses nothing by it, and a page gains a hundred kilobytes.
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)
+
+
+#: The manifold of the signal-repair figure.
+SIGNALS = HarmonicSignals(dim=1)
+#: The autoencoders of the signal-repair figure: what the reader sees, and the objective. Every value is the
+#: book's own choice.
+REPAIR_OBJECTIVES: dict[str, tuple[str, Objective]] = {
+    "masked": ("Masked, λ = 0.5", Masked(WindowCorruption(), weight=0.5)),
+    "masked-low": ("Masked, λ = 0.1", Masked(WindowCorruption(), weight=0.1)),
+    "masked-high": ("Masked, λ = 0.9", Masked(WindowCorruption(), weight=0.9)),
+    "noise": ("Masked, λ = 0.5, noise 0.2 kept", Masked(WindowCorruption(), weight=0.5, noise=0.2)),
+    "dae": ("Denoising, σ = 0.2", Denoising(sigma=0.2)),
+    "ae": ("Plain autoencoder", Reconstruction()),
+}
+
+
+def write_signal_repair(
+    settings: FitSettings | None = None, directory: Path | str = LIVE_DIRECTORY
+) -> dict[str, MLPAutoencoder]:
+    """Train every model of the signal-repair figure and write its payloads and its still picture.
+
+    Parameters
+    ----------
+    settings : FitSettings, optional
+        How to train each model; by default 1000 steps, 60 where ``SSAE_SMOKE=1``.
+    directory : path
+        Where to write.
+
+    Returns
+    -------
+    dict of str to MLPAutoencoder
+    """
+    settings = settings or FitSettings(steps=smoke(1000, 60), learning_rate=3e-3)
+    pool = SIGNALS.sample(4096, torch.Generator().manual_seed(settings.seed)).float()
+
+    def draw(generator: torch.Generator) -> Tensor:
+        return pool[torch.randint(len(pool), (128,), generator=generator)]
+
+    first = "masked"
+    names = {key: "signal-repair" if key == first else f"signal-repair-{key}" for key in REPAIR_OBJECTIVES}
+    models = {}
+    for key, (_, objective) in REPAIR_OBJECTIVES.items():
+        start = torch.Generator().manual_seed(settings.seed)
+        models[key] = MLPAutoencoder(SIGNALS.length, code=32, hidden=(64,), generator=start).float()
+        fit(models[key], draw, objective, settings, progress=False)
+        write_payload(
+            names[key],
+            figure="signal-repair",
+            settings={
+                "model": key,
+                "models": {other: title for other, (title, _) in REPAIR_OBJECTIVES.items()},
+                "shape": {
+                    "length": SIGNALS.length,
+                    "amplitudes": SIGNALS.amplitudes,
+                    "harmonics": SIGNALS.harmonics,
+                },
+            },
+            models={key: models[key]},
+            parts={other: names[other] for other in REPAIR_OBJECTIVES if other != key},
+            directory=directory,
+        )
+    _draw_signal_repair(models[first], Path(directory) / "signal-repair.png")
+    return models
+
+
+@torch.no_grad()
+def _draw_signal_repair(model: nn.Module, path: Path) -> None:
+    source = SIGNALS.embed(torch.tensor([[0.6]], dtype=torch.float64))[0]
+    seen = source.clone()
+    seen[19:31] = -0.9
+    output = model(seen[None].float())[0]
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), dpi=110)
+    axes.axvspan(18.5, 30.5, color=PALETTE["anomaly"], alpha=0.13)
+    axes.plot(source, color=PALETTE["normal"], linewidth=5, alpha=0.35, label="source")
+    axes.plot(seen, ".", color=PALETTE["anomaly"], label="input")
+    axes.plot(output, color=PALETTE["projection"], linewidth=2.5, label="model")
+    axes.set(xlabel="sample", ylabel="value")
+    axes.legend(loc="lower right")
+    _save_still(figure, path)
+
+
+def write_paint_a_defect(
+    runs: Mapping[str, Run], count: int = 4, directory: Path | str = LIVE_DIRECTORY
+) -> dict[str, float]:
+    """Write the payloads and the still picture of the figure in which the reader paints on a texture.
+
+    Parameters
+    ----------
+    runs : mapping of str to Run
+        Trained runs by category; the first is the one the figure opens with.
+    count : int
+        Number of normal test images the reader can paint on.
+    directory : path
+        Where to write.
+
+    Returns
+    -------
+    dict of str to float
+        Largest difference between ONNX and torch, by category.
+    """
+    directory = Path(directory)
+    first = next(iter(runs))
+    names = {key: "paint-a-defect" if key == first else f"paint-a-defect-{key}" for key in runs}
+    gaps = {}
+    for key, run in runs.items():
+        category = load_category(run.data, key, run.settings.resolution)
+        images = category.test_images()[~category.labels][:count]
+        model = copy.deepcopy(run.model).float().cpu().to(memory_format=torch.contiguous_format).eval()
+        gaps[key] = export_onnx(model, images[:2], directory / f"{names[key]}.onnx")
+        strip = (255 * images.permute(0, 2, 3, 1).flatten(0, 1)).round().byte().numpy()
+        Image.fromarray(strip).save(directory / f"{names[key]}.images.png", optimize=True)
+        image_limit, pixel_limit = thresholds(run)
+        scoring = run.settings.scoring
+        write_payload(
+            names[key],
+            figure="paint-a-defect",
+            settings={
+                "texture": key,
+                "textures": {other: other.capitalize() for other in runs},
+                "model": key,
+                "side": run.settings.resolution,
+                "kernel": scoring.kernel,
+                "passes": scoring.passes,
+                "top_share": scoring.top_share,
+                "limit": pixel_limit,
+                "image_limit": image_limit,
+            },
+            files={"onnx": f"{names[key]}.onnx", "images": f"{names[key]}.images.png"},
+            parts={other: names[other] for other in runs if other != key},
+            directory=directory,
+        )
+    _draw_paint_a_defect(runs[first], first, directory / "paint-a-defect.png")
+    return gaps
+
+
+def _draw_paint_a_defect(run: Run, key: str, path: Path) -> None:
+    category = load_category(run.data, key, run.settings.resolution)
+    image = category.test_images()[~category.labels][:1].clone()
+    side = image.shape[-1]
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    along = (row - column) / side
+    painted = (along.abs() < 0.015) & ((row + column - side).abs() < 0.4 * side)
+    image[:, :, painted] = 0.1
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.9), dpi=110)
+    heat = run.heat_maps(image)[0]
+    _, limit = thresholds(run)
+    for axis, shown, title in (
+        (axes[0], image[0].permute(1, 2, 0), "painted"),
+        (axes[1], run.reconstruct(image)[0].clamp(0, 1).permute(1, 2, 0), "what the network makes of it"),
+    ):
+        axis.imshow(shown)
+        axis.set_title(title)
+    axes[2].imshow((heat / (6 * limit)).sqrt(), vmin=0, vmax=1, cmap=HEAT)
+    axes[2].contour(heat, levels=[limit], colors=[PALETTE["second"]], linewidths=1.2)
+    axes[2].set_title("what it would change")
+    for axis in axes:
+        axis.set_axis_off()
+    _save_still(figure, path)

@@ -1,0 +1,183 @@
+// What every live figure is made of: elements, controls, read-outs, dragging. No figure knows its host.
+
+const SVG = "http://www.w3.org/2000/svg";
+let serial = 0;
+
+/** A fresh id, unique on the page. */
+export const freshId = (stem) => `lf-${stem}-${(serial += 1)}`;
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value === true) element.setAttribute(name, "");
+    else if (value !== false && value != null) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child != null));
+  return element;
+}
+
+/** An HTML element: `h("p", {class: "note"}, "text")`. */
+export const h = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
+
+/** An SVG element. */
+export const svg = (tag, attributes = {}, ...children) =>
+  fill(document.createElementNS(SVG, tag), attributes, children);
+
+/** Set several attributes at once. */
+export function set(element, attributes) {
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+}
+
+/** A row of radio buttons that looks like one switch. */
+export function segmented(legend, choices, value, onChange) {
+  const group = freshId("choice");
+  return h(
+    "fieldset",
+    { class: "lf-segmented" },
+    h("legend", {}, legend),
+    h(
+      "div",
+      { class: "lf-segments" },
+      ...choices.map(([key, label]) =>
+        h(
+          "label",
+          {},
+          h("input", {
+            type: "radio",
+            name: group,
+            value: key,
+            checked: key === value,
+            onchange: () => onChange(key),
+          }),
+          h("span", {}, label),
+        ),
+      ),
+    ),
+  );
+}
+
+/** A labelled drop-down. */
+export function select(label, choices, value, onChange) {
+  const id = freshId("select");
+  return h(
+    "div",
+    { class: "lf-field" },
+    h("label", { for: id }, label),
+    h(
+      "select",
+      { id, onchange: (event) => onChange(event.target.value) },
+      ...choices.map(([key, text]) => h("option", { value: key, selected: key === value }, text)),
+    ),
+  );
+}
+
+/** A labelled slider that shows its value; returns the field with `.set(value)`. */
+export function slider(label, { min, max, step, value, format = String, name = null }, onInput) {
+  const id = freshId("slider");
+  const shown = h("output", { for: id, "data-readout": name }, format(value));
+  const input = h("input", {
+    id,
+    type: "range",
+    min,
+    max,
+    step,
+    value,
+    "aria-valuetext": format(value),
+    oninput: () => {
+      show(Number(input.value));
+      onInput(Number(input.value));
+    },
+  });
+  const show = (now) => {
+    shown.textContent = format(now);
+    input.setAttribute("aria-valuetext", format(now));
+  };
+  const field = h("div", { class: "lf-field lf-slider" }, h("label", { for: id }, label), shown, input);
+  field.set = (now) => {
+    input.value = now;
+    show(now);
+  };
+  return field;
+}
+
+/** A plain button. */
+export const button = (label, onClick, attributes = {}) =>
+  h("button", { type: "button", class: "lf-button", onclick: onClick, ...attributes }, label);
+
+/** Read-outs by name: `[["distance", "Distance"], ...]`; returns the list with `.show(name, text)`. */
+export function readouts(entries) {
+  const cells = new Map(entries.map(([name]) => [name, h("dd", { "data-readout": name }, "–")]));
+  const list = h(
+    "dl",
+    { class: "lf-readouts" },
+    ...entries.map(([name, label]) => h("div", {}, h("dt", {}, label), cells.get(name))),
+  );
+  list.show = (name, text) => {
+    cells.get(name).textContent = text;
+  };
+  return list;
+}
+
+/** A live region that speaks once the reader pauses, so that dragging does not flood a screen reader. */
+export function announcer(delay = 600) {
+  const region = h("p", { class: "lf-visually-hidden", role: "status", "aria-live": "polite" });
+  let timer = 0;
+  region.say = (text) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      region.textContent = text;
+    }, delay);
+  };
+  return region;
+}
+
+/**
+ * Run `task` for the newest request only: while one answer is being computed, later requests replace each
+ * other, so a slow model never queues up work nobody waits for.
+ */
+export function latest(task) {
+  let waiting = null;
+  let busy = false;
+  return async (...request) => {
+    waiting = request;
+    if (busy) return;
+    busy = true;
+    try {
+      while (waiting) {
+        const next = waiting;
+        waiting = null;
+        await task(...next);
+      }
+    } finally {
+      busy = false;
+    }
+  };
+}
+
+/** Pointer dragging (mouse, pen, touch) on `element`; `onPoint(event, "down" | "move" | "up")`. */
+export function draggable(element, onPoint) {
+  let held = null;
+  const release = (event) => {
+    if (event.pointerId !== held) return;
+    held = null;
+    onPoint(event, "up");
+  };
+  element.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0 || held !== null) return;
+    held = event.pointerId;
+    element.setPointerCapture(held);
+    onPoint(event, "down");
+    event.preventDefault();
+  });
+  element.addEventListener("pointermove", (event) => {
+    if (event.pointerId === held) onPoint(event, "move");
+  });
+  element.addEventListener("pointerup", release);
+  element.addEventListener("pointercancel", release);
+}
+
+/** Minus with a real minus sign, fixed digits: read-outs do not jump about. */
+export const fixed = (value, digits = 3) => value.toFixed(digits).replace("-", "−");
+
+/** The value of a CSS custom property where `element` stands. */
+export const cssValue = (element, name) => getComputedStyle(element).getPropertyValue(name).trim();
