@@ -69,7 +69,7 @@ lock:
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf _build book/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf _build book/_build book/_generated .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean
 	rm -rf $(VENV) ssae.egg-info
