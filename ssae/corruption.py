@@ -120,12 +120,12 @@ class PartialCorruption:
         mask, image, y, x = draw_blobs(batch, (height, width), self.settings, generator)
         alpha = uniform((batch,), *self.settings.opacity, generator)
         opacity = take(alpha, image) * take(mask, (image * height + y) * width + x)
-        fill = self._fill_at(clean, image, y, x, generator)
-        corrupted = clean.clone(memory_format=torch.contiguous_format)
-        where = _places(clean.shape, image, y, x)
-        blended = torch.lerp(take(corrupted, where), fill, opacity.to(clean.dtype))
+        corrupted = clean.clone()
+        fill = self._fill_at(corrupted, image, y, x, generator)
+        memory, where = _memory(corrupted), _places(corrupted, image, y, x)
+        blended = torch.lerp(take(memory, where), fill, opacity.to(clean.dtype))
         # A pixel under two blobs is written twice, with the same value.
-        corrupted.view(-1).index_copy_(0, where.view(-1), blended.view(-1))
+        memory.index_copy_(0, where.view(-1), blended.view(-1))
         return corrupted, mask
 
     def fill(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -133,7 +133,7 @@ class PartialCorruption:
         batch, channels, height, width = clean.shape
         every = torch.ones((batch, height, width), dtype=torch.bool, device=clean.device)
         image, y, x = every.nonzero(as_tuple=True)
-        values = self._fill_at(clean, image, y, x, generator)
+        values = self._fill_at(clean.contiguous(), image, y, x, generator)
         return values.view(channels, batch, height, width).transpose(0, 1).contiguous()
 
     def _fill_at(
@@ -189,7 +189,7 @@ class PartialCorruption:
         if self.textures is None:
             return clean, torch.zeros(batch, dtype=torch.long, device=clean.device)
         index = torch.randint(len(self.textures), (batch,), generator=generator, device=generator.device)
-        textures = self.textures.to(clean.device)
+        textures = self.textures.to(clean.device).contiguous()
         if textures.shape[-2:] == clean.shape[-2:]:
             return textures, index
         drawn = F.interpolate(textures[index], size=clean.shape[-2:], mode="bilinear", antialias=True)
@@ -240,7 +240,7 @@ def draw_blobs(
 def template_pixels(
     affine: Tensor, size: tuple[int, int] | torch.Size
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The pixels of an image that fall into a template, for each map ``(N, 2, 3)`` from image to template.
+    """The pixels of an image that fall into a template, for each map ``(N, 2, 3)`` from image to it.
 
     Returns template, row and column of each pixel, and its place in the template, down and across, within
     (-1, 1); all ``(P,)``.
@@ -290,28 +290,35 @@ def read_images(images: Tensor, index: Tensor, y: Tensor, x: Tensor) -> Tensor:
     beyond, the image is reflected. It is `torch.nn.functional.grid_sample` for scattered points.
     """
     height, width = images.shape[-2:]
-    flat = images.reshape(-1)
+    memory, below, beside = _memory(images), images.stride(2), images.stride(3)
     top, down = _between_pixels(y, height)
     left, across = _between_pixels(x, width)
-    corner = _places(images.shape, index, top, left)
-    upper = torch.lerp(take(flat, corner), take(flat, corner + 1), across.to(images.dtype))
-    lower = torch.lerp(take(flat, corner + width), take(flat, corner + width + 1), across.to(images.dtype))
-    return torch.lerp(upper, lower, down.to(images.dtype))
+    across, down = across.to(images.dtype), down.to(images.dtype)
+    corner = _places(images, index, top, left)
+    upper = torch.lerp(take(memory, corner), take(memory, corner + beside), across)
+    corner = corner + below
+    lower = torch.lerp(take(memory, corner), take(memory, corner + beside), across)
+    return torch.lerp(upper, lower, down)
 
 
 def _between_pixels(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The pixel before a coordinate from -1 to 1, reflected at the borders, and the share of the one after."""
-    position = torch.remainder((coordinate + 1) * (size / 2), 2 * size)
-    position = (torch.minimum(position, 2 * size - position) - 0.5).clamp(0, size - 1)
+    """The pixel before a coordinate from -1 to 1, reflected at the borders, and the share of the next."""
+    # Reflection at both borders is a triangular wave of period 4: the distance to the nearest multiple of it.
+    turns = (coordinate + 1) / 4
+    position = ((turns - turns.round()).abs() * (2 * size) - 0.5).clamp(0, size - 1)
     before = position.floor().clamp_max(size - 2)
     return before.long(), position - before
 
 
-def _places(shape: torch.Size, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Where pixels ``(P,)`` of images ``(N, C, H, W)`` lie in memory, for every channel: ``(C, P)``."""
-    _, channels, height, width = shape
-    first = (image * (channels * height) + y) * width + x
-    return first + (height * width) * torch.arange(channels, device=first.device).unsqueeze(1)
+def _memory(images: Tensor) -> Tensor:
+    """The memory of dense images as a vector; their channels may come last in it."""
+    return images.as_strided((images.numel(),), (1,))
+
+
+def _places(images: Tensor, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Where pixels ``(P,)`` of dense images ``(N, C, H, W)`` lie in memory, for every channel: ``(C, P)``."""
+    a, c, b, d = images.stride()
+    return image * a + y * b + x * d + c * torch.arange(images.shape[1], device=image.device).unsqueeze(1)
 
 
 def take(values: Tensor, places: Tensor) -> Tensor:

@@ -13,7 +13,12 @@ from ssae.corruption import (
     PartialCorruption,
     blob_masks,
     blob_templates,
+    field_at,
+    paste_affine,
     procedural_textures,
+    read_images,
+    smooth_field,
+    template_pixels,
 )
 
 
@@ -163,3 +168,71 @@ def test_texture_fill_without_textures_is_refused():
 def test_settings_out_of_range_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         CorruptionSettings(**change)
+
+
+def test_scattered_reading_is_grid_sample():
+    """Also far outside the image, where it is reflected several times over."""
+    pictures = torch.rand(5, 3, 17, 23, generator=generator())
+    index = torch.randint(5, (400,), generator=generator(1))
+    points = 8 * torch.rand(400, 2, generator=generator(2)) - 4
+    expected = torch.nn.functional.grid_sample(
+        pictures[index], points.view(400, 1, 1, 2), padding_mode="reflection", align_corners=False
+    )[:, :, 0, 0].T
+    read = read_images(pictures, index, points[:, 1], points[:, 0])
+    torch.testing.assert_close(read, expected, atol=2e-5, rtol=0)
+
+
+def test_a_field_at_some_pixels_is_the_field_there():
+    """`smooth_field` draws its coarse field first, so the same seed gives the same one to both."""
+    size, cells = (20, 31), 5
+    whole = smooth_field(4, size, cells, generator(3))
+    coarse = torch.randn((4, 2, cells, cells), generator=generator(3))
+    expected = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic", align_corners=True)
+    torch.testing.assert_close(whole, expected, atol=1e-5, rtol=0)
+    index, y, x = torch.ones(4, *size).nonzero(as_tuple=True)
+    scattered = field_at(coarse, size, index, y, x).view(2, 4, *size).transpose(0, 1)
+    torch.testing.assert_close(scattered, whole, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (33, 70)])
+def test_blobs_are_templates_pasted_by_grid_sample(size):
+    affine = paste_affine(
+        2 * torch.rand(30, 2, generator=generator(1)) - 1,
+        0.05 + 0.6 * torch.rand(30, 2, generator=generator(2)),
+        generator(),
+    )
+    templates = blob_templates(30, CorruptionSettings(), generator(4))
+    grid = torch.nn.functional.affine_grid(affine, [30, 1, *size], align_corners=False)
+    expected = torch.nn.functional.grid_sample(templates, grid, align_corners=False)
+    template, y, x, down, across = template_pixels(affine, size)
+    pasted = torch.zeros_like(expected)
+    pasted[template, 0, y, x] = read_images(templates, template, down, across)[0]
+    torch.testing.assert_close(pasted, expected, atol=1e-4, rtol=0)
+
+
+def test_the_change_is_the_opacity_times_the_dense_fill():
+    """The listed pixels alone give what the whole fill, blended under the mask, would give."""
+    clean, corrupt = images(), corruption(opacity=(1.0, 1.0))
+    corrupted, mask = corrupt(clean, generator(5))
+    draws = generator(5)
+    blob_masks(len(clean), clean.shape[-2:], corrupt.settings, draws)
+    torch.rand(len(clean), generator=draws)  # the opacities
+    dense = torch.lerp(clean, corrupt.fill(clean, draws), mask)
+    torch.testing.assert_close(corrupted, dense, atol=1e-5, rtol=0)
+
+
+def test_no_blob_and_channels_last_and_grey_images():
+    clean = images().to(memory_format=torch.channels_last)
+    before = clean.clone()
+    untouched, mask = corruption(clean_share=1.0)(clean, generator())
+    assert torch.equal(untouched, clean)
+    assert float(mask.max()) == 0
+    first, _ = corruption()(clean, generator(2))
+    second, _ = corruption()(clean.contiguous(), generator(2))
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+    assert torch.equal(clean, before)
+    grey = PartialCorruption(
+        CorruptionSettings(), procedural_textures(4, 40, generator()).mean(1, keepdim=True)
+    )
+    corrupted, _ = grey(images()[:, :1], generator())
+    assert corrupted.shape == (6, 1, 48, 48)
