@@ -47,7 +47,7 @@ def documents() -> list[str]:
     return names
 
 
-PAGES = [*documents(), "index", "genindex", "search"]
+PAGES = [*documents(), "index", "genindex", "search", "404"]
 
 
 # The table of contents
@@ -147,6 +147,7 @@ def small_book(tmp_path: Path) -> Path:
     )
     (tmp_path / "ssae" / "other.py").write_text("UNUSED = 1\n")
     (tmp_path / "book").mkdir()
+    shutil.copytree(ROOT / "book" / "_templates", tmp_path / "book" / "_templates")
     shutil.copytree(
         ROOT / "book" / "_ext" / "ssae_book",
         tmp_path / "book" / "_ext" / "ssae_book",

@@ -102,6 +102,29 @@ def test_core_dependencies_leave_a_colab_alone(pyproject):
         assert all(spec.operator == ">=" for spec in Requirement(line).specifier), line
 
 
+# What Google's Colab had installed in August 2025 (Python 3.12); later ones only have newer.
+COLAB = {
+    "torch": "2.8.0+cu126",
+    "torchvision": "0.23.0+cu126",
+    "numpy": "2.0.2",
+    "scipy": "1.16.1",
+    "scikit-learn": "1.6.1",
+    "scikit-image": "0.25.2",
+    "matplotlib": "3.10.0",
+    "pillow": "11.3.0",
+    "safetensors": "0.6.2",
+    "tqdm": "4.67.1",
+    "ipywidgets": "7.7.1",
+}
+
+
+def test_a_colab_has_what_the_package_needs_but_for_anywidget(pyproject):
+    wanted = {r.name: r.specifier for r in map(Requirement, pyproject["project"]["dependencies"])}
+    assert set(wanted) - set(COLAB) == {"anywidget"}
+    for name, version in COLAB.items():
+        assert wanted[name].contains(version), f"pip would replace {name} {version} on Colab"
+
+
 def test_importing_the_package_is_light(root):
     code = "import sys, ssae; print(sorted({'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

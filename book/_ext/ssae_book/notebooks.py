@@ -176,7 +176,7 @@ def _directive(name: str, argument: str, body: list[str], page: str) -> list[str
         return [f"```{argument}", *body, "```"]
     if name in CONTAINERS:
         return _blocks(body, page)
-    if name in {"solution", "solution-start"}:
+    if name == "solution":
         return ["<details><summary>Solution</summary>", "", *_blocks(body, page), "", "</details>"]
     if name in ENVIRONMENTS:
         head = ENVIRONMENTS[name] or argument
@@ -192,8 +192,8 @@ def _directive(name: str, argument: str, body: list[str], page: str) -> list[str
         return [f"> {head}", ">", *quoted] if quoted else [f"> {head}"]
     if name in {"bibliography", "tableofcontents", "toctree", "exercise-end", "solution-end"}:
         return []
-    if name == "exercise-start":
-        return ["**Exercise.**"]
+    if name in {"exercise-start", "solution-start"}:  # what follows may be code cells: no box around it
+        return [f"**{name.split('-')[0].title()}.**"]
     return [f"*(This part lives in the book: [{page}]({repository.pages_url()}{page}.html).)*"]
 
 

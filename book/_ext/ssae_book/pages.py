@@ -30,6 +30,8 @@ def _configure(app: Sphinx, config: Config) -> None:
     options["logo"] = {"text": config.html_title, "alt_text": ""}  # the title beside it says it all
     config.html_logo = "_static/logo.svg"
     config.html_favicon = "_static/favicon.svg"
+    config.html_additional_pages = {"404": "404.html"}
+    config.templates_path = [*config.templates_path, "_templates"]
     options["use_repository_button"] = True
     options["use_issues_button"] = True
     options["use_edit_page_button"] = True
@@ -41,6 +43,8 @@ def _describe(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """Description and Open Graph tags, from the page's own first paragraph."""
+    if page == "404":  # a server shows it at any depth, so its links need a fixed start
+        context["metatags"] = f'<base href="{app.config.html_baseurl}">' + context.get("metatags", "")
     if doctree is None:
         return
     title = html.escape(re.sub(r"<[^>]+>", "", context.get("title", "")), quote=True)
@@ -121,10 +125,17 @@ def _link_chapters(app: Sphinx, what: str, name: str, obj: object, options: obje
 
 
 def _front_page(app: Sphinx, error: Exception | None) -> None:
-    """``index.html`` is the introduction itself, not a page that forwards to it."""
+    """Make ``index.html`` the introduction itself, not a page that forwards to it, and write a sitemap."""
     if error is None and app.builder.name == "html":
         out = Path(app.outdir)
         shutil.copyfile(out / f"{app.config.root_doc}.html", out / "index.html")
+        base = app.config.html_baseurl.rstrip("/")
+        places = "".join(f"<url><loc>{base}/{page}.html</loc></url>\n" for page in sorted(app.env.found_docs))
+        space = "http://www.sitemaps.org/schemas/sitemap/0.9"
+        (out / "sitemap.xml").write_text(
+            f'<?xml version="1.0" encoding="utf-8"?>\n<urlset xmlns="{space}">\n{places}</urlset>\n',
+            encoding="utf8",
+        )
 
 
 def setup(app: Sphinx) -> None:
