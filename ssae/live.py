@@ -206,7 +206,7 @@ def _draw_playground(scene: Scene, models: Mapping[str, nn.Module], path: Path) 
 def _save_still(figure: Figure, path: Path) -> None:
     # A 64-colour palette: a drawing loses nothing by it, and a page gains a hundred kilobytes.
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor="white")
+    figure.savefig(buffer, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.05)
     plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.open(buffer).convert("RGB").quantize(64).save(path, optimize=True)
@@ -353,18 +353,18 @@ def _draw_paint_a_defect(run: Run, key: str, path: Path) -> None:
     along = (row - column) / side
     painted = (along.abs() < 0.015) & ((row + column - side).abs() < 0.4 * side)
     image[:, :, painted] = 0.1
-    figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.9), dpi=110)
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.8), dpi=110)
     heat = run.heat_maps(image)[0]
     _, limit = thresholds(run)
     for axis, shown, title in (
         (axes[0], image[0].permute(1, 2, 0), "painted"),
-        (axes[1], run.reconstruct(image)[0].clamp(0, 1).permute(1, 2, 0), "what the network makes of it"),
+        (axes[1], run.reconstruct(image)[0].clamp(0, 1).permute(1, 2, 0), "repaired by the network"),
     ):
         axis.imshow(shown)
         axis.set_title(title)
     axes[2].imshow((heat / (6 * limit)).sqrt(), vmin=0, vmax=1, cmap=HEAT)
     axes[2].contour(heat, levels=[limit], colors=[PALETTE["second"]], linewidths=1.2)
-    axes[2].set_title("what it would change")
+    axes[2].set_title("what it changed")
     for axis in axes:
         axis.set_axis_off()
     _save_still(figure, path)

@@ -7,19 +7,21 @@ import { steadyNoise } from "./signals.js";
 
 const COLOURS = { dark: [0.09, 0.08, 0.1], light: [0.95, 0.94, 0.9], red: [0.72, 0.13, 0.12], green: [0.16, 0.42, 0.2] };
 
+const OUTLINE = [0.34, 0.71, 0.91];
+
 export async function mount(root, context) {
   const { payload } = context;
   const parts = new Map([[payload.settings.texture, context]]);
   const textures = Object.entries(payload.settings.textures);
-  const state = { texture: payload.settings.texture, tool: "dark", size: 7, view: "heat", threshold: 0, cursor: null, index: 0 };
+  const state = { texture: payload.settings.texture, tool: "dark", size: 7, threshold: 1, cursor: null, index: 0 };
   let scene = null;
 
   const left = canvas("The photograph, to paint on with the pointer. With the keyboard: arrow keys move the brush, Space paints.", {
     tabindex: "0",
     role: "application",
   });
-  const right = canvas("What the network makes of it");
-  const shown = h("p", { class: "lf-caption" });
+  const middle = canvas("What the network makes of it");
+  const right = canvas("Heat map: where the network would change the image, with the threshold as an outline");
   const verdict = h("dd", { "data-readout": "verdict", class: "pd-verdict" }, "–");
   const score = h("dd", { "data-readout": "score" }, "–");
   const area = h("dd", { "data-readout": "area" }, "–");
@@ -33,14 +35,14 @@ export async function mount(root, context) {
     state.threshold = 2 ** ((v - 50) / 12.5);
     drawRight();
   });
-  state.threshold = 1;
 
   root.append(
     h(
       "div",
       { class: "pd-images" },
-      h("div", {}, h("p", { class: "lf-caption" }, "Paint here"), left),
-      h("div", {}, shown, right),
+      ...[["Paint here", left], ["Repaired by the network", middle], ["What it changed", right]].map(([title, picture]) =>
+        h("div", {}, h("p", { class: "lf-caption" }, title), picture),
+      ),
     ),
     h(
       "div",
@@ -82,10 +84,6 @@ export async function mount(root, context) {
       h(
         "div",
         { class: "lf-panel" },
-        segmented("Show", [["heat", "Heat map"], ["repair", "Reconstruction"], ["over", "Overlay"]], state.view, (key) => {
-          state.view = key;
-          drawRight();
-        }),
         limits,
         h(
           "dl",
@@ -115,7 +113,7 @@ export async function mount(root, context) {
     state.index = 0;
     state.cursor = [side / 2, side / 2];
     scene.painted = Float32Array.from(scene.images[0]);
-    for (const each of [left, right]) {
+    for (const each of [left, middle, right]) {
       each.width = side;
       each.height = side;
     }
@@ -238,15 +236,12 @@ export async function mount(root, context) {
       const colour = inferno(Math.sqrt(heat[i] / (6 * settings.limit)));
       for (let c = 0; c < 3; c += 1) {
         const j = c * plane + i;
-        if (state.view === "repair") pixels[j] = repaired[j];
-        else if (state.view === "heat") pixels[j] = colour[c] / 255;
-        else pixels[j] = 0.45 * scene.painted[j] + (0.55 * colour[c]) / 255;
-        if (edge && state.view !== "repair") pixels[j] = [0.34, 0.71, 0.91][c];
+        pixels[j] = edge ? OUTLINE[c] : colour[c] / 255;
       }
     }
+    putImage(middle, repaired, side);
     putImage(right, pixels, side);
     const total = topMean(heat, settings.top_share) / settings.image_limit;
-    shown.textContent = { heat: "What it would change; the line is the threshold", repair: "What the network makes of it", over: "Both; the line is the threshold" }[state.view];
     verdict.textContent = total > state.threshold ? "defect" : "normal";
     verdict.dataset.verdict = verdict.textContent;
     score.textContent = total.toFixed(2);

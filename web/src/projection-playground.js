@@ -97,7 +97,7 @@ export async function mount(root, context) {
     return h(
       "tr",
       { class: `lf-${key}` },
-      h("th", { scope: "row" }, h("label", {}, box, h("span", { class: "lf-swatch" }), METHODS[key])),
+      h("th", { scope: "row" }, h("label", {}, box, h("span", { class: "lf-swatch" }), METHODS[key] ?? key)),
       moved,
       off,
     );

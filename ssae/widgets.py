@@ -1,0 +1,255 @@
+"""The live figures in a notebook: the page's own modules through anywidget, answered by the kernel's model.
+
+``playground(...)``, ``signal_repair(...)`` and ``paint_a_defect(...)`` open the figures of the same names in
+Jupyter, VS Code and Colab. Nothing is exported for them: each answer is a forward pass of the torch model at
+hand, so a model trained anew in the notebook answers at once. Explained in the back matter
+of the book.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import torch
+import traitlets
+from PIL import Image
+from torch import Tensor, nn
+
+from ssae.export import FORMAT, VERSION, encode_array
+
+Predict = Callable[[Tensor], Tensor]
+
+_IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w-]+)\.js";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?:async )?(?:function|const|class) (\w+)", re.MULTILINE)
+
+
+def web_folder() -> Path:
+    """Folder of the modules: beside the package once installed, in the repository otherwise.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the modules are in neither place.
+    """
+    here = Path(__file__).resolve().parent
+    for folder in (here / "_web", here.parent / "web" / "src"):
+        if (folder / "frame.js").is_file():
+            return folder
+    raise FileNotFoundError(f"the live figures' modules are missing in {here / '_web'}; install ssae again")
+
+
+@cache
+def linked_module(figure: str) -> str:
+    """One self-contained ES module for a figure, as anywidget wants it.
+
+    Each module becomes a function that returns its exports, called once in the order of the imports, so names
+    cannot collide. Pages of the book load the same modules unlinked.
+    """
+    order: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in order:
+            for _, other in _IMPORT.findall(_source(name)):
+                visit(other)
+            order.append(name)
+
+    visit(figure)
+    visit("widget")
+    body = "\n".join(_as_function(name) for name in order)
+    return f"{body}\nexport default {_variable('widget')}.widgetFor({_variable(figure)}.mount);\n"
+
+
+def _source(name: str) -> str:
+    return (web_folder() / f"{name}.js").read_text(encoding="utf-8")
+
+
+def _as_function(name: str) -> str:
+    source = _source(name)
+    exports = ", ".join(_EXPORT.findall(source))
+    source = _IMPORT.sub(lambda found: f"const {{{found[1]}}} = {_variable(found[2])};\n", source)
+    source = re.sub(r"^export ", "", source, flags=re.MULTILINE)
+    return f"const {_variable(name)} = (() => {{\n{source}\nreturn {{ {exports} }};\n}})();"
+
+
+def _variable(name: str) -> str:
+    return "module_" + name.replace("-", "_")
+
+
+class LiveFigure(anywidget.AnyWidget):
+    """A live figure answered by this kernel.
+
+    Parameters
+    ----------
+    figure : str
+        Name of the figure, a module of ``web/src``.
+    payload : dict
+        What the figure reads, in the format of :mod:`ssae.export`; its ``models`` may be empty.
+    models : mapping of str to callable
+        ``model(inputs) -> outputs`` by name, batches of float32 tensors.
+    parts : mapping of str to (payload, models), optional
+        Further payloads by key, for figures with a choice of manifold or texture.
+    options : dict, optional
+        What the directive's ``:options:`` are in a page.
+    file_urls : dict, optional
+        Addresses of further files by role.
+    """
+
+    _css = traitlets.Unicode().tag(sync=True)
+    _esm = traitlets.Unicode().tag(sync=True)
+    figure = traitlets.Unicode().tag(sync=True)
+    payload = traitlets.Dict().tag(sync=True)
+    part_payloads = traitlets.Dict().tag(sync=True)
+    options = traitlets.Dict().tag(sync=True)
+    file_urls = traitlets.Dict().tag(sync=True)
+
+    def __init__(
+        self,
+        figure: str,
+        payload: dict[str, Any],
+        models: Mapping[str, Predict],
+        parts: Mapping[str, tuple[dict[str, Any], Mapping[str, Predict]]] | None = None,
+        options: dict[str, Any] | None = None,
+        file_urls: dict[str, str] | None = None,
+    ) -> None:
+        parts = parts or {}
+        super().__init__(
+            _esm=linked_module(figure),
+            _css=(web_folder() / "live.css").read_text(encoding="utf-8"),
+            figure=figure,
+            payload=payload,
+            part_payloads={key: part for key, (part, _) in parts.items()},
+            options=options or {},
+            file_urls=file_urls or {},
+        )
+        self._models: dict[str | None, Mapping[str, Predict]] = {None: models}
+        self._models |= {key: part_models for key, (_, part_models) in parts.items()}
+        self.on_msg(self._answer)
+
+    def _answer(self, _widget: object, question: dict[str, Any], buffers: list[bytes]) -> None:
+        try:
+            model = self._models[question["part"]][question["model"]]
+            inputs = torch.from_numpy(np.frombuffer(buffers[0], dtype="<f4").copy())
+            shape = question["shape"] or (-1, self.payload["settings"]["width"])
+            outputs = _run(model, inputs.reshape(tuple(shape)))
+        except Exception as error:  # The figure shows the message; the kernel must not go down with it.
+            self.send({"id": question["id"], "error": f"{type(error).__name__}: {error}"})
+            return
+        self.send({"id": question["id"]}, [outputs.numpy().astype("<f4").tobytes()])
+
+
+@torch.no_grad()
+def _run(model: Predict, inputs: Tensor) -> Tensor:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if parameter is not None:
+        inputs = inputs.to(parameter)
+    return model(inputs).float().cpu().contiguous()
+
+
+def _payload(figure: str, settings: dict[str, Any], **arrays: Tensor) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "figure": figure,
+        "settings": settings,
+        "arrays": {name: encode_array(values) for name, values in arrays.items()},
+    }
+
+
+def playground(models: Mapping[str, Predict], scene: str = "circle") -> LiveFigure:
+    """The projection playground on one manifold.
+
+    Parameters
+    ----------
+    models : mapping of str to callable
+        Maps of the plane, ``(B, 2)`` to ``(B, 2)``, by the keys of ``ssae.live.PLAYGROUND_OBJECTIVES``.
+    scene : {"circle", "ellipse", "sine"}
+        The manifold.
+    """
+    from ssae.live import SCENES, curve_points
+
+    chosen = SCENES[scene]
+    settings = {
+        "manifold": scene,
+        "manifolds": {scene: chosen.title},
+        "extent": chosen.extent,
+        "start": list(chosen.start),
+        "closed": chosen.closed,
+        "width": 2,
+    }
+    samples = chosen.manifold.sample(150, torch.Generator().manual_seed(1))
+    payload = _payload("projection-playground", settings, curve=curve_points(chosen), samples=samples)
+    return LiveFigure("projection-playground", payload, models, options={"methods": ["exact", *models]})
+
+
+def signal_repair(models: Mapping[str, tuple[str, Predict]]) -> LiveFigure:
+    """The signal-repair figure with models of your own.
+
+    Parameters
+    ----------
+    models : mapping of str to (str, callable)
+        Title and map of the signals, ``(B, 64)`` to ``(B, 64)``, by any key.
+    """
+    from ssae.live import SIGNALS
+
+    settings = {
+        "model": next(iter(models)),
+        "models": {key: title for key, (title, _) in models.items()},
+        "width": SIGNALS.length,
+        "shape": {
+            "length": SIGNALS.length,
+            "amplitudes": list(SIGNALS.amplitudes),
+            "harmonics": list(SIGNALS.harmonics),
+        },
+    }
+    payload = _payload("signal-repair", settings)
+    maps = {key: model for key, (_, model) in models.items()}
+    return LiveFigure("signal-repair", payload, maps, parts={key: (payload, maps) for key in models})
+
+
+def paint_a_defect(
+    reconstruct: Predict,
+    images: Tensor,
+    limit: float,
+    image_limit: float,
+    kernel: int = 5,
+    passes: int = 3,
+    top_share: float = 0.01,
+) -> LiveFigure:
+    """The figure in which one paints on an image, with a model and images of your own.
+
+    Parameters
+    ----------
+    reconstruct : callable
+        The model, ``(1, 3, S, S)`` to the same shape; for a run of the package ``run.model``.
+    images : Tensor
+        Normal images to paint on, ``(N, 3, S, S)`` in [0, 1].
+    limit, image_limit : float
+        Largest pixel and image score of normal images, see ``ssae.experiment.thresholds``.
+    kernel, passes, top_share
+        As in ``ssae.scoring.ScoringSettings``.
+    """
+    settings = {
+        "texture": "own",
+        "textures": {"own": "Own"},
+        "model": "own",
+        "side": images.shape[-1],
+        "kernel": kernel,
+        "passes": passes,
+        "top_share": top_share,
+        "limit": limit,
+        "image_limit": image_limit,
+    }
+    strip = (255 * images.permute(0, 2, 3, 1).flatten(0, 1)).round().clamp(0, 255).byte().cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(strip).save(buffer, format="png")
+    address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    payload = _payload("paint-a-defect", settings)
+    return LiveFigure("paint-a-defect", payload, {"own": reconstruct}, file_urls={"images": address})
