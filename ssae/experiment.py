@@ -106,7 +106,7 @@ class ExperimentSettings:
     category: str
     preset: str = "lite"
     resolution: int = 128
-    batch_size: int = 16
+    batch_size: int = 8
     weight: float = 0.2
     noise: float = 0.0
     symmetry: str = "none"
