@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssae.datasets import load_category
 from ssae.experiment import Run, thresholds
@@ -34,6 +35,7 @@ from ssae.objectives import (
     ReconstructionContractive,
 )
 from ssae.plotting import HEAT, PALETTE
+from ssae.scoring import box_filter, difference_map
 from ssae.signals import WindowCorruption
 from ssae.training import FitSettings, fit, smoke
 
@@ -132,7 +134,7 @@ def write_playground(
     dict
         The models, by manifold and objective.
     """
-    settings = settings or FitSettings(steps=smoke(600, 60), learning_rate=1e-2)
+    settings = settings or FitSettings(steps=smoke(600, 60), learning_rate=1e-2, precision="float32")
     names = {
         key: "projection-playground" if key == "circle" else f"projection-playground-{key}" for key in SCENES
     }
@@ -193,8 +195,8 @@ def _draw_playground(scene: Scene, models: Mapping[str, nn.Module], path: Path) 
     for name, end in ends.items():
         axes.annotate(
             "",
-            end[0].tolist(),
-            start[0].tolist(),
+            (float(end[0, 0]), float(end[0, 1])),
+            scene.start,
             arrowprops={"arrowstyle": "-|>", "color": COLOURS[name], "lw": 2},
         )
     axes.plot(*start.T, "o", color=PALETTE["ink"], markersize=9)
@@ -242,7 +244,7 @@ def write_signal_repair(
     -------
     dict of str to MLPAutoencoder
     """
-    settings = settings or FitSettings(steps=smoke(1000, 60), learning_rate=3e-3)
+    settings = settings or FitSettings(steps=smoke(1000, 60), learning_rate=3e-3, precision="float32")
     pool = SIGNALS.sample(4096, torch.Generator().manual_seed(settings.seed)).float()
 
     def draw(generator: torch.Generator) -> Tensor:
@@ -366,5 +368,73 @@ def _draw_paint_a_defect(run: Run, key: str, path: Path) -> None:
     axes[2].contour(heat, levels=[limit], colors=[PALETTE["second"]], linewidths=1.2)
     axes[2].set_title("what it changed")
     for axis in axes:
+        axis.set_axis_off()
+    _save_still(figure, path)
+
+
+def write_score_explorer(
+    run: Run, good: int = 2, defective: int = 7, side: int = 64, directory: Path | str = LIVE_DIRECTORY
+) -> Path:
+    """Write the payload and the still picture of the figure with a threshold over many heat maps.
+
+    Maps and images are averaged down to ``side`` pixels; a mask keeps pixels it covers by half.
+
+    Parameters
+    ----------
+    run : Run
+        A trained run on a category with masks.
+    good, defective : int
+        Number of normal and defective test images; the defective ones are spread over all kinds.
+    side : int
+        Height and width of the maps.
+    directory : path
+        Where to write.
+
+    Returns
+    -------
+    Path
+        The payload.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    category = load_category(run.data, run.settings.category, run.settings.resolution)
+    wrong = category.labels.nonzero().flatten()
+    spread = torch.linspace(0, len(wrong) - 1, min(defective, len(wrong))).round().long()
+    chosen = torch.cat([(~category.labels).nonzero().flatten()[:good], wrong[spread]])
+    images = category.test_images()[chosen]
+    masks = category.test_masks()[chosen].float()
+    maps = F.adaptive_avg_pool2d(difference_map(images, run.reconstruct(images)), side)
+    truth = F.adaptive_avg_pool2d(masks, side) >= 0.5
+    largest = float(maps.max())
+    channels = torch.stack([(maps / largest).sqrt(), truth.float(), torch.zeros_like(maps)], dim=-1)
+    small = F.adaptive_avg_pool2d(images, side).permute(0, 2, 3, 1)
+    files = {"maps": "score-explorer.maps.png", "images": "score-explorer.images.png"}
+    for role, pixels in (("maps", channels), ("images", small)):
+        strip = (255 * pixels.flatten(0, 1)).round().byte().numpy()
+        Image.fromarray(strip).save(directory / files[role], optimize=True)
+    kinds = [path.parent.name for path in category.test_paths]
+    _draw_score_explorer(maps, truth, directory / "score-explorer.png")
+    return write_payload(
+        "score-explorer",
+        figure="score-explorer",
+        settings={
+            "side": side,
+            "largest": largest,
+            "titles": [kinds[i] for i in chosen.tolist()],
+            "kernel": 3,
+            "passes": run.settings.scoring.passes,
+            "limit": 0.3,
+        },
+        files=files,
+        directory=directory,
+    )
+
+
+def _draw_score_explorer(maps: Tensor, truth: Tensor, path: Path) -> None:
+    figure, axes = plt.subplots(2, 4, figsize=(6.4, 3.3), dpi=80)
+    for axis, heat, mask in zip(axes.flat, box_filter(maps, 3, 3), truth, strict=False):
+        axis.imshow(heat.sqrt(), cmap=HEAT)
+        if mask.any():
+            axis.contour(mask.float(), levels=[0.5], colors=["white"], linewidths=1)
         axis.set_axis_off()
     _save_still(figure, path)
