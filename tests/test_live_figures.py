@@ -194,8 +194,12 @@ def test_the_playground_says_what_torch_says(tab: Tab, site: Site) -> None:
         for name, model in site.playground[scene].items():
             end = model(point.float()).double()
             # The position is shown with two digits, which bounds what can be compared.
-            assert readout(figure, f"moved-{name}") == pytest.approx(float((end - point).norm()), abs=0.02)
-            assert readout(figure, f"error-{name}") == pytest.approx(float((end - target).norm()), abs=0.02)
+            assert readout(figure, f"moved-{name}") == pytest.approx(
+                float((end - point).detach().norm()), abs=0.02
+            )
+            assert readout(figure, f"error-{name}") == pytest.approx(
+                float((end - target).detach().norm()), abs=0.02
+            )
 
 
 def test_the_point_follows_pointer_and_keys(tab: Tab) -> None:
@@ -374,8 +378,9 @@ def test_a_phone_shows_the_whole_figure(browser, address: str, name: str, scheme
     )
     assert not wide
     small = figure.evaluate(
-        """(figure) => [...figure.querySelectorAll("button, select")]
-          .filter((element) => element.getBoundingClientRect().height < 24).length"""
+        """(figure) => [...figure.querySelectorAll("button:not([hidden]), select")]
+          .map((element) => element.getBoundingClientRect().height)
+          .filter((height) => height < 24).length"""
     )
     assert small == 0, "targets for a finger are at least 24 pixels high"
     context.close()
@@ -460,7 +465,7 @@ def test_the_widget_is_answered_by_the_kernel(browser, site: Site, address: str)
     page.wait_for_timeout(500)
     point = torch.tensor([live.SCENES["circle"].start])
     for name, model in models.items():
-        moved = float((model(point) - point).norm())
+        moved = float((model(point) - point).detach().norm())
         assert readout(figure, f"moved-{name}") == pytest.approx(moved, abs=2e-3)
     assert not errors
     context.close()

@@ -40,7 +40,7 @@ export async function mount(root, context) {
     h(
       "div",
       { class: "pd-images" },
-      ...[["Paint here", left], ["Repaired by the network", middle], ["What it changed", right]].map(([title, picture]) =>
+      ...[["Paint here", left], ["Repaired", middle], ["What it changed", right]].map(([title, picture]) =>
         h("div", {}, h("p", { class: "lf-caption" }, title), picture),
       ),
     ),
