@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,7 @@ from ssae.objectives import (
     Sparse,
 )
 from ssae.projection import conservation, jacobian, principal_angles
-from ssae.receipts import code_commit, device_name, now, versions
+from ssae.receipts import code_commit, device_name, now, read_json, versions
 from ssae.signals import BlockCorruption, WindowCorruption
 from ssae.training import Draw, FitSettings, fit, write_atomically
 
@@ -392,6 +393,8 @@ def _mean(measured: Sequence[dict[str, float]]) -> dict[str, float]:
 
 # Receipts.
 
+#: Where the committed receipts lie in a checkout of the book.
+RECEIPTS = Path(__file__).parents[1] / "results" / "signals"
 #: Budget of each table. The digits are few, and fifty networks train at once.
 BUDGETS = {
     "signals-1": Budget(),
@@ -434,12 +437,57 @@ def write_receipt(table: str, seeds: Sequence[int], budget: Budget, folder: Path
     return path
 
 
+def read_table(table: str, folder: Path = RECEIPTS) -> dict[str, Any]:
+    """The receipt of a table, one of the keys of ``BUDGETS``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it was not made yet; the message names the command.
+    """
+    path = folder / f"{table}.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; make it with `python -m ssae.comparison {table}`")
+    receipt: dict[str, Any] = read_json(path)
+    return receipt
+
+
+def mean_and_spread(receipt: dict[str, Any], row: str, measure: str) -> tuple[float, float]:
+    """Mean and sample standard deviation over the seeds; the deviation of a single value is 0."""
+    values = receipt["rows"][row]["measures"][measure]
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def markdown_table(receipt: dict[str, Any], columns: dict[str, tuple[str, int]]) -> str:
+    """A receipt as a Markdown table, ``mean ± standard deviation`` over the seeds.
+
+    Parameters
+    ----------
+    receipt : dict
+        From :func:`read_table`.
+    columns : dict
+        For each measure its heading and the number of decimals, in the order wanted.
+    """
+    lines = [
+        "| | " + " | ".join(heading for heading, _ in columns.values()) + " |",
+        "|---|" + "--:|" * len(columns),
+    ]
+    for row, entry in receipt["rows"].items():
+        cells = []
+        for measure, (_, decimals) in columns.items():
+            mean, spread = mean_and_spread(receipt, row, measure)
+            several = len(entry["measures"][measure]) > 1
+            cells.append(f"{mean:.{decimals}f}" + (f" ± {spread:.{decimals}f}" if several else ""))
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: which tables, how many seeds, where to."""
     parser = argparse.ArgumentParser(prog="python -m ssae.comparison", description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="+", choices=list(BUDGETS))
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
-    parser.add_argument("--out", type=Path, default=Path("results/signals"), help="folder of the receipts")
+    parser.add_argument("--out", type=Path, default=RECEIPTS, help="folder of the receipts")
     options = parser.parse_args(arguments)
     for table in options.tables:
         write_receipt(table, range(options.seeds), BUDGETS[table], options.out)
