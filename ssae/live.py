@@ -118,7 +118,10 @@ def train_playground(
 
 
 def write_playground(
-    settings: FitSettings | None = None, directory: Path | str = LIVE_DIRECTORY
+    settings: FitSettings | None = None,
+    directory: Path | str = LIVE_DIRECTORY,
+    name: str = "projection-playground",
+    objectives: Mapping[str, Objective] = PLAYGROUND_OBJECTIVES,
 ) -> dict[str, dict[str, MLPAutoencoder]]:
     """Train every model of the projection playground and write its payloads and its still picture.
 
@@ -128,6 +131,10 @@ def write_playground(
         How to train each model; by default 600 steps, 60 where ``SSAE_SMOKE=1``.
     directory : path
         Where to write.
+    name : str
+        Name of the payload.
+    objectives : mapping of str to Objective
+        What to train; without any, the figure shows the exact projection alone.
 
     Returns
     -------
@@ -135,12 +142,10 @@ def write_playground(
         The models, by manifold and objective.
     """
     settings = settings or FitSettings(steps=smoke(600, 60), learning_rate=1e-2, precision="float32")
-    names = {
-        key: "projection-playground" if key == "circle" else f"projection-playground-{key}" for key in SCENES
-    }
+    names = {key: name if key == "circle" else f"{name}-{key}" for key in SCENES}
     models = {}
     for key, scene in SCENES.items():
-        models[key] = train_playground(scene.manifold, PLAYGROUND_OBJECTIVES, settings)
+        models[key] = train_playground(scene.manifold, objectives, settings)
         write_payload(
             names[key],
             figure="projection-playground",
@@ -159,7 +164,7 @@ def write_playground(
             parts={other: names[other] for other in SCENES if other != key},
             directory=directory,
         )
-    _draw_playground(SCENES["circle"], models["circle"], Path(directory) / "projection-playground.png")
+    _draw_playground(SCENES["circle"], models["circle"], Path(directory) / f"{name}.png")
     return models
 
 
@@ -236,7 +241,7 @@ def write_signal_repair(
     Parameters
     ----------
     settings : FitSettings, optional
-        How to train each model; by default 1000 steps, 60 where ``SSAE_SMOKE=1``.
+        How to train each model; by default 1500 steps, 60 where ``SSAE_SMOKE=1``.
     directory : path
         Where to write.
 
@@ -244,7 +249,7 @@ def write_signal_repair(
     -------
     dict of str to MLPAutoencoder
     """
-    settings = settings or FitSettings(steps=smoke(1000, 60), learning_rate=3e-3, precision="float32")
+    settings = settings or FitSettings(steps=smoke(1500, 60), learning_rate=3e-3, precision="float32")
     pool = SIGNALS.sample(4096, torch.Generator().manual_seed(settings.seed)).float()
 
     def draw(generator: torch.Generator) -> Tensor:

@@ -378,7 +378,7 @@ def test_a_phone_shows_the_whole_figure(browser, address: str, name: str, scheme
     )
     assert not wide
     small = figure.evaluate(
-        """(figure) => [...figure.querySelectorAll("button:not([hidden]), select")]
+        """(figure) => [...figure.querySelectorAll(".lf-stage button, .lf-stage select")]
           .map((element) => element.getBoundingClientRect().height)
           .filter((height) => height < 24).length"""
     )

@@ -19,7 +19,7 @@ export async function mount(root, context) {
   const { options } = context;
   const manifolds = Object.entries(context.payload.settings.manifolds);
   const parts = new Map([[context.payload.settings.manifold, context]]);
-  const shown = options.methods ?? Object.keys(METHODS);
+  const shown = options.methods ?? ["exact", ...Object.keys(context.payload.models)];
   const state = {
     manifold: options.manifold ?? context.payload.settings.manifold,
     point: null,

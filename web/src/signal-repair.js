@@ -5,7 +5,7 @@ import { announcer, button, draggable, fixed, h, latest, select, set, slider, sv
 import { nearestPhase, signalAt, steadyNoise } from "./signals.js";
 
 const WIDTH = 640;
-const HEIGHT = 330;
+const HEIGHT = 380;
 const LOW = -2;
 const HIGH = 2;
 const STRIP = 110;
