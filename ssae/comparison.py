@@ -16,18 +16,18 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import sklearn
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssae.manifolds import HarmonicSignals
 from ssae.metrics import image_auroc, pixel_auroc
-from ssae.mlp import Ensemble, LinearAutoencoder, MLPAutoencoder
+from ssae.mlp import Ensemble, LinearAutoencoder, MLPAutoencoder, Residual
 from ssae.objectives import (
     Contractive,
     Corruption,
@@ -55,10 +55,11 @@ NOISE = 0.1
 
 @dataclass(frozen=True)
 class Row:
-    """One trained row of a table: the objective, and the length of the network's code."""
+    """One trained row of a table: the objective, the length of the network's code, whether it has a skip."""
 
     objective: Objective
     code: int
+    skip: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def rows(corruption: Corruption, bottleneck: int, budget: Budget) -> dict[str, R
     return {"AE, bottleneck": Row(Reconstruction(), bottleneck)} | table
 
 
-def train(row: Row, draw: Draw, seeds: Sequence[int], budget: Budget) -> list[MLPAutoencoder]:
+def train(row: Row, draw: Draw, seeds: Sequence[int], budget: Budget) -> list[nn.Module]:
     """Train one row with several seeds at once.
 
     Parameters
@@ -115,8 +116,8 @@ def train(row: Row, draw: Draw, seeds: Sequence[int], budget: Budget) -> list[ML
 
     Returns
     -------
-    list of MLPAutoencoder
-        In evaluation mode, one for each seed.
+    list of nn.Module
+        In evaluation mode, one for each seed: :class:`ssae.mlp.MLPAutoencoder`, with a skip in ``Residual``.
     """
     ensemble = Ensemble(
         [
@@ -131,8 +132,9 @@ def train(row: Row, draw: Draw, seeds: Sequence[int], budget: Budget) -> list[ML
         ]
     )
     settings = FitSettings(steps=budget.steps, learning_rate=budget.learning_rate, seed=seeds[0])
-    fit(ensemble, draw, row.objective, settings, progress=False)
-    return ensemble.members()
+    model = Residual(ensemble) if row.skip else ensemble
+    fit(model, draw, row.objective, settings, progress=False)
+    return [Residual(member).eval() if row.skip else member for member in ensemble.members()]
 
 
 def pool_draw(pool: Tensor, count: int) -> Draw:
@@ -265,13 +267,14 @@ class WithNoise:
 
 
 def noise_rows(budget: Budget) -> dict[str, Row]:
-    """The masked objective without noise, with noise kept in the target, and with noise to be removed."""
+    """The masked objective without noise, with noise kept and to be removed; each also with a skip."""
     corruption = WindowCorruption()
     objectives: dict[str, Objective] = {"no noise": Masked(corruption)}
     for level in NOISE_LEVELS[1:]:
         objectives[f"kept {level}"] = Masked(corruption, noise=level)
         objectives[f"removed {level}"] = Masked(WithNoise(corruption, level))
-    return {name: Row(objective, budget.width) for name, objective in objectives.items()}
+    plain = {name: Row(objective, budget.width) for name, objective in objectives.items()}
+    return plain | {f"skip, {name}": replace(row, skip=True) for name, row in plain.items()}
 
 
 def noise_table(seeds: Sequence[int], budget: Budget) -> Iterable[tuple[str, list[dict[str, float]]]]:

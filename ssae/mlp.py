@@ -112,6 +112,28 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
                 parameter.copy_(bound * (2 * drawn - 1))
 
 
+class Residual(nn.Module):
+    """``x + network(x)``: the identity for free, so that the network has to learn the repair only.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Maps ``(B, n)`` to ``(B, n)``.
+
+    Notes
+    -----
+    Explained in chapter 7.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstructions ``(B, n)`` of a batch ``(B, n)``."""
+        return x + self.network(x)
+
+
 class Ensemble(nn.Module):
     """Several autoencoders of one shape, trained side by side as one model.
 

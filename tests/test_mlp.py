@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from ssae.mlp import Ensemble, LinearAutoencoder, MLPAutoencoder
+from ssae.mlp import Ensemble, LinearAutoencoder, MLPAutoencoder, Residual
 from ssae.objectives import Contractive, Reconstruction, ReconstructionContractive
 
 
@@ -135,3 +135,16 @@ def test_training_an_ensemble_is_training_its_members(objective: Reconstruction)
             optimiser.step()
     for trained, alone in zip(ensemble.members(), members, strict=True):
         torch.testing.assert_close(trained.state_dict(), alone.state_dict())
+
+
+def test_a_residual_network_with_zero_weights_is_the_identity() -> None:
+    network = autoencoder(0)
+    x = torch.rand(4, 6, generator=generator(1))
+    torch.testing.assert_close(Residual(network)(x), x + network(x))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    assert torch.equal(Residual(network)(x), x)
+    # A penalty on the code would leave out the skip: it must refuse rather than be wrong.
+    with pytest.raises(TypeError, match="Residual has no encode"):
+        Contractive(0.1)(Residual(network), x, generator())
