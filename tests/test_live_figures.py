@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -486,6 +487,10 @@ def test_every_figure_of_the_built_book_starts(html: Path, browser, serve) -> No
             if figure.get_attribute("data-start") == "button":
                 figure.locator(".lf-start").click()
             wait_for_state(figure, "ready")
+            if promised := re.search(r"loads (\d+) MB", figure.locator(".lf-start").text_content()):
+                settle(tab.page)
+                megabytes = sum((html / path.lstrip("/")).stat().st_size for path in tab.loaded) / 1e6
+                assert megabytes == pytest.approx(int(promised[1]), abs=1.5), page.name
             started.append(f"{page.stem}: {figure.get_attribute('data-live-figure')}")
         assert not tab.complaints, page.name
         tab.page.close()
