@@ -291,9 +291,17 @@ def validate(run: Run, copies: int = 4) -> dict[str, float]:
     truth = torch.cat([torch.zeros(normal.shape[0], *masks.shape[1:], dtype=torch.bool), masks])
     return {
         "image_auroc": metrics.image_auroc(image_scores(heat, run.settings.scoring), truth.flatten(1).any(1)),
-        "pixel_auroc": metrics.pixel_auroc(heat, truth),
-        "pixel_ap": metrics.pixel_ap(heat, truth),
-        "au_pro": metrics.au_pro(heat, truth),
+        **pixel_metrics(heat, truth),
+    }
+
+
+def pixel_metrics(heat: Tensor, masks: Tensor) -> dict[str, float]:
+    """Pixel AUROC, pixel AP and AU-PRO of heat maps and masks ``(N, H, W)``, from one ranking of the pixels."""
+    pixels = metrics.rank_pixels(heat, masks)
+    return {
+        "pixel_auroc": pixels.auroc(),
+        "pixel_ap": pixels.average_precision(),
+        "au_pro": pixels.au_pro(),
     }
 
 
@@ -344,9 +352,7 @@ def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[
     }
     return {
         "image_auroc": by_rule[f"image_auroc_{scoring.image_score}"],
-        "pixel_auroc": metrics.pixel_auroc(heat, masks),
-        "pixel_ap": metrics.pixel_ap(heat, masks),
-        "au_pro": metrics.au_pro(heat, masks),
+        **pixel_metrics(heat, masks),
         **by_rule,
     }
 
