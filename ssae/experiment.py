@@ -296,7 +296,7 @@ def validate(run: Run, copies: int = 4) -> dict[str, float]:
 
 
 def pixel_metrics(heat: Tensor, masks: Tensor) -> dict[str, float]:
-    """Pixel AUROC, pixel AP and AU-PRO of heat maps and masks ``(N, H, W)``, from one ranking of the pixels."""
+    """Pixel AUROC, pixel AP and AU-PRO of heat maps and masks ``(N, H, W)``, from one ranking."""
     pixels = metrics.rank_pixels(heat, masks)
     return {
         "pixel_auroc": pixels.auroc(),
