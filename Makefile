@@ -6,6 +6,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 PORT   ?= 8000
+NOTEBOOKS = _build/.notebooks
 
 # The chapters run inside book/, so a relative data folder has to be made absolute here.
 ifneq ($(strip $(SSAE_MVTEC_ROOT)),)
@@ -42,11 +43,15 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable .
 	@touch $@
 
-book: notebooks
+book: $(NOTEBOOKS)
 	$(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . -W --keep-going
 
 notebooks: $(READY)
 	@PYTHONPATH=book/_ext $(BIN)/python -m ssae_book.notebooks
+	@mkdir -p _build && touch $(NOTEBOOKS)
+
+$(NOTEBOOKS): $(READY) _config.yml $(wildcard book/*.md book/*.ipynb book/*.bib ssae/*.py book/_ext/ssae_book/*.py)
+	@$(MAKE) --no-print-directory notebooks
 
 test: book
 	$(BIN)/python -m pytest

@@ -171,7 +171,8 @@ def small_book(tmp_path: Path) -> Path:
 
 
 def write_chapter(project: Path, code: str) -> None:
-    front = "---\nkernelspec: {display_name: Python 3, language: python, name: python3}\n---\n"
+    front = "---\njupytext: {text_representation: {extension: .md, format_name: myst}}\n"
+    front += "kernelspec: {display_name: Python 3, language: python, name: python3}\n---\n"
     (project / "book" / "intro.md").write_text(
         f"{front}# A chapter\n\n```{{code-cell}} ipython3\n{code}\n```\n"
     )

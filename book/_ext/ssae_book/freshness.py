@@ -9,6 +9,7 @@ variables it obeys. A chapter whose digest has changed loses its cached executio
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -43,7 +44,8 @@ def code_of(chapter: Path) -> str:
     return "\n".join(cells)
 
 
-def imported_modules(code: str, package: str = "ssae") -> set[str]:
+@functools.cache
+def imported_modules(code: str, package: str = "ssae") -> frozenset[str]:
     """Names of the modules of ``package`` that ``code`` imports; ``"__init__"`` for the package itself."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(code)):
@@ -60,13 +62,13 @@ def imported_modules(code: str, package: str = "ssae") -> set[str]:
                 names.update(alias.name for alias in node.names)
             elif module.startswith(package + "."):
                 names.add(module.split(".", 1)[1])
-    return names
+    return frozenset(names)
 
 
 def reached_files(code: str, package_folder: Path) -> list[Path]:
     """Files of the package that ``code`` reaches by imports, sorted; relative imports are followed."""
     reached: dict[str, Path] = {}
-    todo = imported_modules(code)
+    todo = set(imported_modules(code))
     if todo:
         todo.add("__init__")
     while todo:

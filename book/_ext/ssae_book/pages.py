@@ -30,6 +30,7 @@ def _configure(app: Sphinx, config: Config) -> None:
     options["logo"] = {"text": config.html_title, "alt_text": ""}  # the title beside it says it all
     config.html_logo = "_static/logo.svg"
     config.html_favicon = "_static/favicon.svg"
+    config.html_context.setdefault("default_mode", "auto")
     config.html_additional_pages = {"404": "404.html"}
     config.templates_path = [*config.templates_path, "_templates"]
     options["use_repository_button"] = True

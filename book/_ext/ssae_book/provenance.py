@@ -1,4 +1,4 @@
-"""What made these pages: the ``build-record`` directive prints it, fresh at every build."""
+"""What made these pages: the ``build-record`` directive prints it."""
 
 from __future__ import annotations
 
@@ -196,7 +196,12 @@ class BuildRecord(SphinxDirective):
         return [node]
 
 
-def _always_fresh(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
+def _refresh(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
+    """Make the tables again whenever any page is, or when what they tell has changed."""
+    facts = repr((packages(), receipts(), benchmarks()))
+    if not (added or changed or removed) and getattr(env, "ssae_build_facts", None) == facts:
+        return []
+    env.ssae_build_facts = facts  # type: ignore[attr-defined]
     return [
         name for name, data in env.metadata.items() if "ssae_build_record" in data and name in env.found_docs
     ]
@@ -205,4 +210,4 @@ def _always_fresh(app: Sphinx, env: BuildEnvironment, added: set, changed: set, 
 def setup(app: Sphinx) -> None:
     """Register with Sphinx."""
     app.add_directive("build-record", BuildRecord)
-    app.connect("env-get-outdated", _always_fresh)
+    app.connect("env-get-outdated", _refresh)
