@@ -94,7 +94,7 @@ def digest(chapter: Path, root: Path = ROOT) -> str:
     inputs: list[Path] = [root / "requirements.lock"]
     for folder in FOLDERS:
         if folder in named:
-            inputs += _files(root / folder)
+            inputs += files_under(root / folder)
     for path in inputs:
         if path.exists():
             total.update(f"{path.relative_to(root).as_posix()}\0".encode())
@@ -108,7 +108,7 @@ def digest(chapter: Path, root: Path = ROOT) -> str:
     return total.hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
+def files_under(folder: Path) -> list[Path]:
     skipped = {"node_modules", "__pycache__"}
     return sorted(p for p in folder.rglob("*") if p.is_file() and not skipped & set(p.parts))
 

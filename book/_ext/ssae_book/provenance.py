@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
 from . import repository
+from .freshness import files_under
 from .repository import ROOT
 
 if TYPE_CHECKING:
@@ -198,7 +200,11 @@ class BuildRecord(SphinxDirective):
 
 def _refresh(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
     """Make the tables again whenever any page is, or when what they tell has changed."""
-    facts = repr((packages(), receipts(), benchmarks()))
+    # Sphinx copies styles and templates only when it writes a page, so their change counts too.
+    looks = [
+        path.read_bytes() for name in ("_static", "_templates") for path in files_under(ROOT / "book" / name)
+    ]
+    facts = repr((packages(), receipts(), benchmarks(), [hashlib.sha256(look).hexdigest() for look in looks]))
     if not (added or changed or removed) and getattr(env, "ssae_build_facts", None) == facts:
         return []
     env.ssae_build_facts = facts  # type: ignore[attr-defined]
