@@ -273,6 +273,7 @@ def test_page_is_there_and_whole(html, page):
     shown = document.find("article") or document
     text = shown.get_text()
     assert "Traceback (most recent call last)" not in text
+    assert "IPython.core.display" not in text, "an object stands where its value should"
     assert "FutureWarning" not in text
     assert "DeprecationWarning" not in text
 
