@@ -3,6 +3,18 @@
 All randomness of a step derives from ``(seed, step)`` and nothing else. So a run can stop anywhere and go on
 from its last checkpoint as if nothing had happened, and a step that went wrong can be repeated on its own.
 Explained in chapter 10.
+
+What "the same" means depends on the device:
+
+- **CPU**: the same settings give the same weights to the bit, interrupted or not, with the same number of
+  threads, the same kind of processor and the same version of torch. Any of the three may change the order in
+  which sums are rounded, and so the last digits.
+- **CUDA**: the draws are the same, the sums are not. Gradients of convolutions, interpolation and indexing
+  are added up in an order that differs from run to run, so two runs agree to rounding at first and drift
+  apart. ``torch.use_deterministic_algorithms(True)`` before :func:`fit` takes deterministic kernels where
+  torch has them, refuses the others by name, and costs speed.
+- **Between devices**: CPU and CUDA draw different numbers from one seed; results agree as two seeds do.
+- ``minutes`` instead of ``steps`` lets the clock decide the learning rate: repeatable nowhere.
 """
 
 from __future__ import annotations
@@ -13,13 +25,14 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -103,8 +116,16 @@ class LogRow:
     learning_rate: float
 
 
+class Step(NamedTuple):
+    """What one step of training did: its loss, the norm of its gradient before clipping, its batch size."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    samples: int
+
+
 class TrainingDiverged(RuntimeError):
-    """The loss stopped being finite."""
+    """The loss or its gradient stopped being finite."""
 
 
 class CheckpointError(RuntimeError):
@@ -122,6 +143,7 @@ def fit(
     settings: FitSettings,
     run_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    report: Callable[[nn.Module, LogRow], None] | None = None,
 ) -> list[LogRow]:
     """Train ``model`` in place and return the log.
 
@@ -141,66 +163,64 @@ def fit(
         ``None``: keep nothing.
     progress
         Whether to show a progress bar with loss and speed; it is shown on terminals only.
+    report
+        Called with the model and each new row of the log, about once a second; leaves the model as it was.
 
     Raises
     ------
     TrainingDiverged
-        If the loss is not finite; names the step and the seed that repeat it.
+        If the loss or its gradient is not finite; names the step and its seed. With a ``run_dir``, the state
+        from which :func:`replay` repeats that step lies in ``diverged.safetensors`` there.
     CheckpointError
         If the checkpoints in ``run_dir`` belong to another model or other settings.
+    OSError
+        If a checkpoint cannot be written, on a full disk for instance; names the file. The checkpoints before
+        it stay as they are, and the same call goes on from them.
     Interrupted
         After SIGINT or SIGTERM, once a checkpoint is written.
     """
-    device = next(model.parameters()).device
     # Channels last is the layout in which CPU and GPU convolutions are fastest; vectors do not have it.
     if any(p.ndim == 4 for p in model.parameters()):
         model.to(memory_format=torch.channels_last)
     model.train()
     trained: Callable[[Tensor], Tensor] = torch.compile(model) if settings.compile else model
-    state = _TrainingState(model, settings)
+    state = TrainingState(model, settings)
     checkpoints = _Checkpoints(Path(run_dir), settings) if run_dir is not None else None
     log: list[LogRow] = []
-    if checkpoints is not None and (resumed := checkpoints.load_newest()) is not None:
-        state.load(*resumed)
+    if checkpoints is not None and checkpoints.load_newest(state):
         log = [row for row in read_log(checkpoints.folder.parent / "log.csv") if row.step <= state.step]
 
-    generator = torch.Generator(device)
-    autocast = _autocast(device, settings.precision)
-    losses: list[Tensor] = []
+    steps: list[Step] = []
+    rates: list[float] = []
+    # What a diverged step is repeated from.
+    good = state.copy() if checkpoints is not None else None
     earlier = state.seconds
     started = saved = logged = time.monotonic()
     first_step = state.step
     with stop_signals() as stop, _progress_bar(settings, state, progress) as bar:
         while not state.finished():
-            rate = learning_rate(state.progress(), settings)
-            for group in state.optimiser.param_groups:
-                group["lr"] = rate
-            generator.manual_seed(step_seed(settings.seed, state.step))
-            clean = draw(generator)
-            with autocast():
-                loss = objective(trained, clean, generator)
-            state.optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            state.optimiser.step()
-            state.average_weights()
-            state.step += 1
-            losses.append(loss.detach())
+            rates.append(learning_rate(state.progress(), settings))
+            steps.append(train_step(state, trained, draw, objective, rates[-1]))
 
             now = time.monotonic()
             state.seconds = earlier + now - started
+            # Looking at a loss waits for the device, so it is done once a second.
             if now - logged > 1 or state.finished() or stop.is_set():
-                mean = torch.stack(losses).mean().item()
-                if not math.isfinite(mean):
-                    raise _diverged(losses, state.step, settings.seed)
-                log.append(LogRow(state.step, round(state.seconds, 3), mean, rate))
-                speed = (state.step - first_step) * len(clean) / (now - started)
+                if (bad := _first_not_finite(steps)) is not None:
+                    raise _diverged(bad, state, rates, good, checkpoints)
+                mean = torch.stack([step.loss for step in steps]).mean().item()
+                log.append(LogRow(state.step, round(state.seconds, 3), mean, rates[-1]))
+                speed = (state.step - first_step) * steps[-1].samples / (now - started)
                 bar.set_postfix_str(f"loss {mean:.5f}, {speed:.0f} samples/s", refresh=False)
-                losses, logged = [], now
-                if checkpoints is not None and (now - saved > settings.checkpoint_seconds or stop.is_set()):
-                    write_log(checkpoints.folder.parent / "log.csv", log)
-                    checkpoints.save(state)
-                    saved = time.monotonic()
+                steps, rates, logged = [], [], now
+                if checkpoints is not None:
+                    good = state.copy()
+                    if now - saved > settings.checkpoint_seconds or stop.is_set():
+                        write_log(checkpoints.folder.parent / "log.csv", log)
+                        checkpoints.save(good)
+                        saved = time.monotonic()
+                if report is not None:
+                    report(model, log[-1])
             bar.update((state.step if settings.steps else min(state.seconds, bar.total)) - bar.n)
             if stop.is_set() and not state.finished():
                 raise Interrupted(f"stopped at step {state.step}; the same command goes on from there")
@@ -209,6 +229,83 @@ def fit(
     if checkpoints is not None:
         write_log(checkpoints.folder.parent / "log.csv", log)
     return log
+
+
+def train_step(
+    state: TrainingState, model: Callable[[Tensor], Tensor], draw: Draw, objective: Objective, rate: float
+) -> Step:
+    """One step of training: draw a batch, compute the objective, follow its gradient.
+
+    Parameters
+    ----------
+    state
+        Changed in place.
+    model
+        ``state.model``, or its compiled form.
+    draw, objective
+        As in :func:`fit`.
+    rate
+        Learning rate of the step.
+    """
+    generator = state.generator.manual_seed(step_seed(state.settings.seed, state.step))
+    clean = draw(generator)
+    with _autocast(generator.device, state.settings.precision):
+        loss = objective(model, clean, generator)
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), state.settings.clip)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.step()
+    state.average_weights()
+    state.step += 1
+    return Step(loss.detach(), norm.detach(), len(clean))
+
+
+def replay(
+    path: str | os.PathLike[str], model: nn.Module, draw: Draw, objective: Objective
+) -> list[tuple[int, float, float]]:
+    """Repeat a step that diverged, from the state that :func:`fit` kept.
+
+    Parameters
+    ----------
+    path
+        ``diverged.safetensors`` of the run folder.
+    model
+        Of the same shape as the one that diverged; its weights end as they were *before* the diverged step.
+    draw, objective
+        What was given to :func:`fit`.
+
+    Returns
+    -------
+    list of (int, float, float)
+        Step, loss and gradient norm of the steps up to and including the diverged one (to the bit on a CPU).
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or belongs to another model.
+    """
+    path = Path(path)
+    tensors, header = read_checkpoint(path)
+    try:
+        settings = FitSettings(**header["settings"])
+        rates = [float(rate) for rate in header["rates"]]
+        if not rates:
+            raise ValueError("no step is named")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not hold a diverged step ({error})") from error
+    model.train()
+    state = TrainingState(model, settings)
+    state.load(path, tensors, header)
+    rows = []
+    for rate in rates:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        number = state.step
+        step = train_step(state, model, draw, objective, rate)
+        rows.append((number, float(step.loss), float(step.gradient_norm)))
+    model.load_state_dict(before)
+    return rows
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -254,7 +351,7 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class _TrainingState:
+class TrainingState:
     """Everything that changes while training: weights, their average, the optimiser, the step and the time
     spent.
     """
@@ -265,21 +362,25 @@ class _TrainingState:
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        self.generator = torch.Generator(next(model.parameters()).device)
         self.step = 0
         self.seconds = 0.0
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if settings.ema else {}
 
     def progress(self) -> float:
+        """Share of the run that is done."""
         if self.settings.steps is not None:
             return self.step / self.settings.steps
         assert self.settings.minutes is not None
         return self.seconds / (60 * self.settings.minutes)
 
     def finished(self) -> bool:
+        """Whether all of the run is done."""
         return self.progress() >= 1
 
     @torch.no_grad()
     def average_weights(self) -> None:
+        """Let the average follow the weights, if there is one."""
         if not self.settings.ema:
             return
         # A young average must forget its random start faster than an old one.
@@ -291,24 +392,37 @@ class _TrainingState:
                 self.average[name].copy_(value)
 
     def use_averaged_weights(self) -> None:
+        """Put the average, if there is one, in the place of the weights."""
         if self.settings.ema:
             self.model.load_state_dict(self.average)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def copy(self) -> Snapshot:
+        """The state as it is now, safe from further steps; stays on its device."""
         named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         named |= {f"average.{k}": v for k, v in self.average.items()}
         for index, entry in self.optimiser.state_dict()["state"].items():
             named |= {f"optimiser.{index}.{k}": v for k, v in entry.items()}
-        return {name: value.detach().cpu().contiguous() for name, value in named.items()}
+        tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in named.items()}
+        return Snapshot(tensors, self.step, self.seconds)
 
-    def load(self, tensors: dict[str, Tensor], step: int, seconds: float) -> None:
+    def load(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+        """Continue from what :func:`read_checkpoint` read.
+
+        Raises
+        ------
+        CheckpointError
+            If the names, shapes or types of the tensors are not those of this model and its optimiser.
+        """
+        if faults := list(self._misfits(tensors)):
+            more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+            raise CheckpointError(
+                f"{path} belongs to another model: {faults[0]}{more}; choose another run folder"
+            )
+
         def part(prefix: str) -> dict[str, Tensor]:
             return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
-        try:
-            self.model.load_state_dict(part("model."))
-        except RuntimeError as error:
-            raise CheckpointError(f"the checkpoint belongs to another model: {error}") from error
+        self.model.load_state_dict(part("model."))
         for name, value in part("average.").items():
             self.average[name].copy_(value)
         entries: dict[int, dict[str, Tensor]] = {}
@@ -317,7 +431,39 @@ class _TrainingState:
             entries.setdefault(int(index), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": entries, "param_groups": groups})
-        self.step, self.seconds = step, seconds
+        self.step, self.seconds = header["step"], header["seconds"]
+
+    def _misfits(self, tensors: dict[str, Tensor]) -> Iterator[str]:
+        """Why ``tensors`` cannot be this state's, one reason for each."""
+        wanted: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        wanted |= {f"average.{k}": v for k, v in self.average.items()}
+        # A parameter that has had no gradient yet has no entry; one that has had some has all three.
+        for index, parameter in enumerate(self.model.parameters()):
+            moments: dict[str, Tensor] = {
+                f"optimiser.{index}.{k}": parameter for k in ("exp_avg", "exp_avg_sq")
+            }
+            moments[f"optimiser.{index}.step"] = torch.zeros(())
+            if tensors.keys() & moments.keys():
+                wanted |= moments
+        for name in sorted(wanted.keys() | tensors.keys()):
+            if name not in tensors:
+                yield f"it has no {name}"
+            elif name not in wanted:
+                yield f"this one has no {name}"
+            elif (there := _shape(tensors[name])) != (here := _shape(wanted[name])):
+                yield f"{name} is {there}, and {here} here"
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+class Snapshot(NamedTuple):
+    """A training state at one moment: its tensors by name, the step and the seconds spent."""
+
+    tensors: dict[str, Tensor]
+    step: int
+    seconds: float
 
 
 class _Checkpoints:
@@ -327,53 +473,108 @@ class _Checkpoints:
 
     def __init__(self, run_dir: Path, settings: FitSettings) -> None:
         self.folder = run_dir / "checkpoints"
-        # How often checkpoints are written is no part of what is trained.
-        self.settings = {k: v for k, v in asdict(settings).items() if k != "checkpoint_seconds"}
+        self.settings = settings
 
-    def save(self, state: _TrainingState) -> None:
-        tensors = state.tensors()
-        header = {
-            "step": str(state.step),
-            "seconds": repr(state.seconds),
-            "settings": json.dumps(self.settings, sort_keys=True),
-            "sha256": _digest(tensors),
-        }
-        write_atomically(self.folder / f"step-{state.step:09d}.safetensors", save(tensors, header))
-        for old in self.paths()[: -self.KEEP]:
+    def save(self, snapshot: Snapshot) -> None:
+        name = f"step-{snapshot.step:09d}.safetensors"
+        write_checkpoint(self.folder / name, snapshot, settings=asdict(self.settings))
+        # What a killed process had begun to write is in nobody's way, except on a full disk.
+        leftovers = [path for path in self.folder.glob("step-*.partial") if path.name != f"{name}.partial"]
+        for old in [*self.paths()[: -self.KEEP], *leftovers]:
             old.unlink()
 
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
 
-    def load_newest(self) -> tuple[dict[str, Tensor], int, float] | None:
-        for path in reversed(self.paths()):
+    def load_newest(self, state: TrainingState) -> bool:
+        """Continue ``state`` from the newest good checkpoint, if there is any."""
+        paths = self.paths()
+        for path in reversed(paths):
             try:
-                tensors, header = _read_checkpoint(path)
+                tensors, header = read_checkpoint(path)
             except CheckpointError as error:
-                tqdm.write(f"{error}; going back to the checkpoint before it")
+                tqdm.write(f"{error}; going back to the checkpoint before it", file=sys.stderr)
                 continue
-            if json.loads(header["settings"]) != json.loads(json.dumps(self.settings)):
+            if self._trained(header["settings"]) != self._trained(asdict(self.settings)):
                 raise CheckpointError(
                     f"{path} was trained with other settings; go on with those, or choose another run folder"
                 )
-            return tensors, int(header["step"]), float(header["seconds"])
-        return None
+            state.load(path, tensors, header)
+            return True
+        if paths:
+            tqdm.write(
+                f"{self.folder} holds no good checkpoint; starting from the first step", file=sys.stderr
+            )
+        return False
+
+    @staticmethod
+    def _trained(settings: dict[str, Any]) -> dict[str, Any]:
+        # How often checkpoints are written is no part of what is trained.
+        return {k: v for k, v in settings.items() if k != "checkpoint_seconds"}
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def write_checkpoint(path: Path, snapshot: Snapshot, **more: Any) -> None:
+    """Write a snapshot as safetensors, atomically, with a checksum over all of it.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    snapshot
+        See :meth:`TrainingState.copy`.
+    more
+        Further JSON values for its header.
+    """
+    tensors = {name: value.cpu() for name, value in snapshot.tensors.items()}
+    values = {"step": snapshot.step, "seconds": snapshot.seconds, **more}
+    state = json.dumps(values, sort_keys=True, allow_nan=False)
+    write_atomically(path, save(tensors, {"state": state, "sha256": _digest(tensors, state)}))
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_checkpoint` wrote: tensors by name, and the header's values.
+
+    Nothing in the file is executed, and nothing is believed before the checksum over tensors and header fits.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, is damaged, or is no checkpoint of this version.
+    """
+    path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})") from error
-    if header.get("sha256") != _digest(tensors):
+    if metadata.keys() != {"state", "sha256"}:
+        raise CheckpointError(f"{path} is no checkpoint of this version of ssae")
+    if metadata["sha256"] != _digest(tensors, metadata["state"]):
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
-    return tensors, header
+    return tensors, _checked_header(path, metadata["state"])
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _checked_header(path: Path, text: str) -> dict[str, Any]:
+    kinds: dict[str, tuple[type, ...]] = {"step": (int,), "seconds": (int, float), "settings": (dict,)}
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} has a malformed header ({error})") from error
+    if not isinstance(header, dict) or not kinds.keys() <= header.keys() <= kinds.keys() | {"rates"}:
+        raise CheckpointError(f"{path} has a malformed header (its keys are not {', '.join(kinds)})")
+    for name, kind in kinds.items():
+        if not isinstance(header[name], kind) or isinstance(header[name], bool):
+            raise CheckpointError(
+                f"{path} has a malformed header ({name} is a {type(header[name]).__name__})"
+            )
+    if header["step"] < 0 or not 0 <= header["seconds"] < math.inf:
+        raise CheckpointError(f"{path} has a malformed header (step or seconds is out of range)")
+    return header
+
+
+def _digest(tensors: dict[str, Tensor], state: str) -> str:
+    digest = hashlib.sha256(state.encode())
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -382,14 +583,38 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old or the whole new content is there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that at any moment, also after a power cut, either the old or the whole new content is
+    there.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or the folder cannot be written; ``filename`` is ``path``.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the new name of a file on the disk too; Windows has no such call."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_log(path: Path, log: list[LogRow]) -> None:
@@ -400,14 +625,25 @@ def write_log(path: Path, log: list[LogRow]) -> None:
 
 
 def read_log(path: Path) -> list[LogRow]:
-    """Read a training log; an absent one is empty."""
+    """Read a training log; an absent one is empty.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no training log.
+    """
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return [
-            LogRow(int(r["step"]), float(r["seconds"]), float(r["loss"]), float(r["learning_rate"]))
-            for r in csv.DictReader(file)
-        ]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        if header != [field.name for field in fields(LogRow)]:
+            raise ValueError("its first line names other columns")
+        return [LogRow(int(row[0]), float(row[1]), float(row[2]), float(row[3])) for row in rows]
+    except (IndexError, ValueError, csv.Error) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); remove it, and the run goes on without its past rows"
+        ) from error
 
 
 @contextmanager
@@ -425,13 +661,13 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _autocast(device: torch.device, precision: str) -> Callable[[], torch.autocast | nullcontext]:
+def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
     if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
 
 
-def _progress_bar(settings: FitSettings, state: _TrainingState, progress: bool) -> tqdm:
+def _progress_bar(settings: FitSettings, state: TrainingState, progress: bool) -> tqdm:
     # disable=None shows the bar on terminals only, so logs and rendered pages stay clean.
     disable = None if progress else True
     if settings.steps is not None:
@@ -441,10 +677,30 @@ def _progress_bar(settings: FitSettings, state: _TrainingState, progress: bool) 
     return tqdm(total=60 * settings.minutes, initial=state.seconds, bar_format=form, disable=disable)
 
 
-def _diverged(losses: list[Tensor], step: int, seed: int) -> TrainingDiverged:
-    finite = torch.stack(losses).isfinite().tolist()
-    bad = step - len(losses) + finite.index(False)
+def _first_not_finite(steps: list[Step]) -> int | None:
+    """Index of the first step whose loss or gradient is not finite."""
+    loss = torch.stack([step.loss for step in steps])
+    norm = torch.stack([step.gradient_norm for step in steps])
+    bad = ~(loss.isfinite() & norm.isfinite())
+    return bad.tolist().index(True) if bad.any() else None
+
+
+def _diverged(
+    bad: int,
+    state: TrainingState,
+    rates: list[float],
+    good: Snapshot | None,
+    checkpoints: _Checkpoints | None,
+) -> TrainingDiverged:
+    """The error for the step at index ``bad`` since the state was ``good``, which it keeps for ``replay``."""
+    step = state.step - len(rates) + bad
+    kept = ""
+    if good is not None and checkpoints is not None:
+        path = checkpoints.folder.parent / "diverged.safetensors"
+        write_checkpoint(path, good, settings=asdict(state.settings), rates=rates[: bad + 1])
+        kept = f"; ssae.training.replay repeats the step from {path}"
     return TrainingDiverged(
-        f"the loss is not finite at step {bad} (step seed {step_seed(seed, bad)}); "
-        f"lower the learning rate, or train in float32"
+        f"the loss or its gradient is not finite at step {step} (step seed "
+        f"{step_seed(state.settings.seed, step)}, run seed {state.settings.seed}); "
+        f"lower the learning rate, or train in float32{kept}"
     )

@@ -20,6 +20,7 @@ from ssae.training import (
     fit,
     learning_rate,
     read_log,
+    replay,
     step_seed,
     write_atomically,
 )
@@ -124,14 +125,26 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(tmp_path, 
     fit(whole, draw, Denoising(0.1), settings, progress=False)
     fit(resumed, draw, Denoising(0.1), settings, tmp_path, progress=False)
     assert same(weights(whole), weights(resumed))
-    assert paths[-1].name in capsys.readouterr().out
+    assert f"{paths[-1].name}" in (said := capsys.readouterr().err)
+    assert "going back to the checkpoint before it" in said
+
+
+def test_when_no_checkpoint_is_good_training_says_so_and_starts_anew(tmp_path, capsys):
+    settings, paths = checkpointed(tmp_path)
+    for path in paths:
+        path.write_bytes(b"hello")
+    whole, resumed = model(), model()
+    fit(whole, draw, Denoising(0.1), settings, progress=False)
+    fit(resumed, draw, Denoising(0.1), settings, tmp_path, progress=False)
+    assert same(weights(whole), weights(resumed))
+    assert "starting from the first step" in capsys.readouterr().err
 
 
 def test_other_settings_or_another_model_do_not_resume(tmp_path):
     settings, _ = checkpointed(tmp_path)
     with pytest.raises(CheckpointError, match="other settings"):
         fit(model(), draw, Denoising(0.1), FitSettings(steps=31), tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match=r"another model: model.0.bias is float32 \(8,\), and .* \(9,\) here"):
         fit(model(9), draw, Denoising(0.1), settings, tmp_path, progress=False)
 
 
@@ -139,27 +152,74 @@ def test_checkpoints_hold_tensors_only(tmp_path):
     _, paths = checkpointed(tmp_path, ema=0.5)
     with safe_open(paths[-1], framework="pt") as file:
         names = list(file.keys())
-        assert {"step", "seconds", "settings", "sha256"} <= set(file.metadata())
+        assert set(file.metadata()) == {"state", "sha256"}
     assert {name.split(".")[0] for name in names} == {"model", "average", "optimiser"}
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_names_the_step():
-    def poisoned(net, clean, generator):
-        loss = Reconstruction()(net, clean, generator)
-        return loss * math.nan if torch.rand((), generator=generator) < 0.2 else loss
+def poisoned(net, clean, generator):
+    """A fifth of all steps, decided by the step's seed alone, have no finite loss."""
+    loss = Reconstruction()(net, clean, generator)
+    return loss * math.nan if torch.rand((), generator=generator) < 0.2 else loss
 
-    settings = FitSettings(steps=200, seed=4)
-    bad = next(
-        step
-        for step in range(200)
-        if (
-            g := torch.Generator().manual_seed(step_seed(4, step)),
-            draw(g),
-            torch.rand((), generator=g) < 0.2,
-        )[-1]
-    )
-    with pytest.raises(TrainingDiverged, match=rf"at step {bad} \(step seed {step_seed(4, bad)}\)"):
-        fit(model(), draw, poisoned, settings, progress=False)
+
+def steep(net, clean, generator):
+    """The loss stays finite where its gradient does not."""
+    loss = Reconstruction()(net, clean, generator)
+    if torch.rand((), generator=generator) < 0.2:
+        zero = net[0].bias.sum() * 0
+        loss = loss + zero.sqrt()
+    return loss
+
+
+def first_poisoned(seed):
+    for step in range(200):
+        generator = torch.Generator().manual_seed(step_seed(seed, step))
+        draw(generator)
+        if torch.rand((), generator=generator) < 0.2:
+            return step
+    raise AssertionError
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_names_the_step():
+    bad = first_poisoned(4)
+    with pytest.raises(
+        TrainingDiverged, match=rf"at step {bad} \(step seed {step_seed(4, bad)}, run seed 4\)"
+    ):
+        fit(model(), draw, poisoned, FitSettings(steps=200, seed=4), progress=False)
+
+
+@pytest.mark.parametrize("objective", [poisoned, steep])
+@pytest.mark.parametrize("length", [{"steps": 200}, {"minutes": 1.0}])
+@pytest.mark.parametrize("rows_every", [0.3, 2])
+def test_the_state_before_a_diverged_step_is_kept_and_repeats_it(
+    tmp_path, monkeypatch, objective, length, rows_every
+):
+    settings = FitSettings(**length, seed=25, ema=0.9)
+    bad = first_poisoned(25)
+    assert bad > 4
+    # The clock of this test ticks by itself: log rows come every fourth step, or with every one.
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(training.time, "monotonic", lambda: rows_every * next(ticks))
+    with pytest.raises(TrainingDiverged, match=rf"step {bad} .*diverged.safetensors"):
+        fit(model(), draw, objective, settings, tmp_path, progress=False)
+    repeated = model()
+    rows = replay(tmp_path / "diverged.safetensors", repeated, draw, objective)
+    assert rows[-1][0] == bad
+    assert not (math.isfinite(rows[-1][1]) and math.isfinite(rows[-1][2]))
+    assert all(math.isfinite(loss) and math.isfinite(norm) for _, loss, norm in rows[:-1])
+    if "steps" in length:
+        whole = model()
+        with pytest.raises(StopAt):
+            fit(whole, crash_at(bad), objective, settings, progress=False)
+        assert same(weights(whole), weights(repeated))
+    again = replay(tmp_path / "diverged.safetensors", model(), draw, objective)
+    assert repr(again) == repr(rows)
+
+
+def test_replay_refuses_what_is_no_diverged_step(tmp_path):
+    _, paths = checkpointed(tmp_path)
+    with pytest.raises(CheckpointError, match="does not hold a diverged step"):
+        replay(paths[-1], model(), draw, Reconstruction())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -220,6 +280,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(training.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as error:
         write_atomically(path, b"new")
+    assert error.value.filename == str(path)
     assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path], "half a file takes the space that is missing"
+
+
+@pytest.mark.parametrize(
+    "content", ["step,seconds\n1,2\n", "\x00\x00", "step,seconds,loss,learning_rate\n1,2,x,3\n"]
+)
+def test_a_damaged_log_is_named(tmp_path, content):
+    (tmp_path / "log.csv").write_text(content)
+    with pytest.raises(CheckpointError, match=r"log\.csv is damaged .*remove it"):
+        read_log(tmp_path / "log.csv")
