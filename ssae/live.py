@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -210,6 +211,12 @@ def _draw_playground(scene: Scene, models: Mapping[str, nn.Module], path: Path) 
     _save_still(figure, path)
 
 
+def save_strip(images: Tensor, file: Path | IO[bytes]) -> None:
+    """Write images ``(N, 3, S, S)`` in [0, 1] one below the other into one PNG, as the page reads them."""
+    strip = (255 * images.permute(0, 2, 3, 1).flatten(0, 1)).round().clamp(0, 255).byte().cpu().numpy()
+    Image.fromarray(strip).save(file, format="png", optimize=True)
+
+
 def _save_still(figure: Figure, path: Path) -> None:
     # A 64-colour palette: a drawing loses nothing by it, and a page gains a hundred kilobytes.
     buffer = io.BytesIO()
@@ -326,8 +333,7 @@ def write_paint_a_defect(
         images = category.test_images()[~category.labels][:count]
         model = copy.deepcopy(run.model).float().cpu().to(memory_format=torch.contiguous_format).eval()
         gaps[key] = export_onnx(model, images[:2], directory / f"{names[key]}.onnx")
-        strip = (255 * images.permute(0, 2, 3, 1).flatten(0, 1)).round().byte().numpy()
-        Image.fromarray(strip).save(directory / f"{names[key]}.images.png", optimize=True)
+        save_strip(images, directory / f"{names[key]}.images.png")
         image_limit, pixel_limit = thresholds(run)
         scoring = run.settings.scoring
         write_payload(
@@ -443,3 +449,141 @@ def _draw_score_explorer(maps: Tensor, truth: Tensor, path: Path) -> None:
             axis.contour(mask.float(), levels=[0.5], colors=["white"], linewidths=1)
         axis.set_axis_off()
     _save_still(figure, path)
+
+
+class SideBySide(nn.Module):
+    """Several models as one, whose output channels follow each other: one file, one call for all."""
+
+    def __init__(self, models: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, len(models) * C, H, W)``."""
+        return torch.cat([model(images) for model in self.models], dim=1)
+
+
+@dataclass(frozen=True)
+class BlindSpot:
+    """What the blind-spot figure shows: two networks and a hole that grows in the middle of an image.
+
+    Parameters
+    ----------
+    models : dict of str to (str, Module)
+        Title and network, ``(B, 3, S, S)`` to the same shape, by the keys ``"plain"`` and ``"dilated"``.
+    fields : dict of str to (int, int)
+        First and last pixel, along one axis, that the four pixels in the middle depend on.
+    sources, inputs, fills : Tensor
+        Normal images as they should come out, as the networks are shown them, and what the hole may be filled
+        with, each ``(N, 3, S, S)`` in [0, 1].
+    variance : float
+        Variance of one pixel from image to image: the error of the best single colour.
+    count : int
+        How many of the images the reader can choose from; all of them enter the mean curves.
+
+    Notes
+    -----
+    Explained in chapter 8.
+    """
+
+    models: dict[str, tuple[str, nn.Module]]
+    fields: dict[str, tuple[int, int]]
+    sources: Tensor
+    inputs: Tensor
+    fills: Tensor
+    variance: float
+    count: int = 4
+
+    @property
+    def side(self) -> int:
+        """Height and width of the images."""
+        return self.sources.shape[-1]
+
+    def network(self) -> SideBySide:
+        """All networks as one, in evaluation mode, on the CPU."""
+        models = (copy.deepcopy(model).float().cpu() for _, model in self.models.values())
+        return SideBySide(models).to(memory_format=torch.contiguous_format).eval()
+
+    def holed(self, hole: int) -> Tensor:
+        """The inputs with their middle covered, ``(N, 3, S, S)``; ``hole`` is even."""
+        first = (self.side - hole) // 2
+        images = self.inputs.clone()
+        within = slice(first, first + hole)
+        images[:, :, within, within] = self.fills[:, :, within, within]
+        return images
+
+    @torch.no_grad()
+    def errors(self, hole: int) -> dict[str, float]:
+        """Squared error of the four by four pixels in the middle over the variance, for each network."""
+        middle = slice(self.side // 2 - 2, self.side // 2 + 2)
+        images = self.holed(hole)
+        return {
+            name: float((model(images) - self.sources)[:, :, middle, middle].square().mean()) / self.variance
+            for name, (_, model) in self.models.items()
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values of the payload."""
+        return {
+            "side": self.side,
+            "start": 5 * self.side // 8 // 2 * 2,
+            "most": self.side - 4,
+            "count": self.count,
+            "variance": self.variance,
+            "models": {name: title for name, (title, _) in self.models.items()},
+            "fields": {name: list(field) for name, field in self.fields.items()},
+        }
+
+    def arrays(self) -> dict[str, list[float]]:
+        """Mean error at the centre by side of the hole."""
+        sides = range(0, self.side - 3, 4)
+        errors = [self.errors(side) for side in sides]
+        curves = {name: [error[name] for error in errors] for name in self.models}
+        return {"sides": [float(side) for side in sides], **curves}
+
+    def images(self) -> Tensor:
+        """Inputs, sources and fills to choose from, ``(3 * count, 3, S, S)``."""
+        return torch.cat([part[: self.count] for part in (self.inputs, self.sources, self.fills)])
+
+
+def write_blind_spot(figure: BlindSpot, directory: Path | str = LIVE_DIRECTORY) -> float:
+    """Write the payload and the still picture of the figure in which a defect outgrows what a network sees.
+
+    Parameters
+    ----------
+    figure : BlindSpot
+        Networks and images.
+    directory : path
+        Where to write.
+
+    Returns
+    -------
+    float
+        Largest difference between ONNX and torch.
+    """
+    directory = Path(directory)
+    gap = export_onnx(figure.network(), figure.inputs[:2], directory / "blind-spot.onnx")
+    save_strip(figure.images(), directory / "blind-spot.images.png")
+    write_payload(
+        "blind-spot",
+        figure="blind-spot",
+        settings=figure.settings(),
+        arrays=figure.arrays(),
+        files={"onnx": "blind-spot.onnx", "images": "blind-spot.images.png"},
+        directory=directory,
+    )
+    _draw_blind_spot(figure, directory / "blind-spot.png")
+    return gap
+
+
+@torch.no_grad()
+def _draw_blind_spot(figure: BlindSpot, path: Path) -> None:
+    hole = figure.settings()["start"]
+    image = figure.holed(hole)[:1]
+    shown = {"with a defect": image} | {title: model(image) for title, model in figure.models.values()}
+    drawing, axes = plt.subplots(1, len(shown), figsize=(7.6, 2.8), dpi=110)
+    for axis, (title, picture) in zip(axes, shown.items(), strict=True):
+        axis.imshow(picture[0].clamp(0, 1).permute(1, 2, 0))
+        axis.set_title(title)
+        axis.set_axis_off()
+    _save_still(drawing, path)

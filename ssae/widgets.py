@@ -1,9 +1,9 @@
 """The live figures in a notebook: the page's own modules through anywidget, answered by the kernel's model.
 
-``playground(...)``, ``signal_repair(...)`` and ``paint_a_defect(...)`` open the figures of the same names in
-Jupyter, VS Code and Colab. Nothing is exported for them: each answer is a forward pass of the torch model at
-hand, so a model trained anew in the notebook answers at once. Explained in the back matter
-of the book.
+``playground(...)``, ``signal_repair(...)``, ``blind_spot(...)``, ``corruption_bench(...)`` and
+``paint_a_defect(...)`` open the figures of the same names in Jupyter, VS Code and Colab. Nothing is exported
+for them: each answer is a forward pass of the torch model at hand, so a model trained anew in the notebook
+answers at once. Explained in the back matter of the book.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import anywidget
 import numpy as np
 import torch
 import traitlets
-from PIL import Image
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ssae.export import FORMAT, VERSION, encode_array
+from ssae.live import SCENES, SIGNALS, BlindSpot, curve_points, save_strip
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -153,7 +154,7 @@ def _run(model: Predict, inputs: Tensor) -> Tensor:
     return model(inputs).float().cpu().contiguous()
 
 
-def _payload(figure: str, settings: dict[str, Any], **arrays: Tensor) -> dict[str, Any]:
+def _payload(figure: str, settings: dict[str, Any], **arrays: ArrayLike | Tensor) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -173,8 +174,6 @@ def playground(models: Mapping[str, Predict], scene: str = "circle") -> LiveFigu
     scene : {"circle", "ellipse", "sine"}
         The manifold.
     """
-    from ssae.live import SCENES, curve_points
-
     chosen = SCENES[scene]
     settings = {
         "manifold": scene,
@@ -197,8 +196,6 @@ def signal_repair(models: Mapping[str, tuple[str, Predict]]) -> LiveFigure:
     models : mapping of str to (str, callable)
         Title and map of the signals, ``(B, 64)`` to ``(B, 64)``, by any key.
     """
-    from ssae.live import SIGNALS
-
     settings = {
         "model": next(iter(models)),
         "models": {key: title for key, (title, _) in models.items()},
@@ -247,9 +244,25 @@ def paint_a_defect(
         "limit": limit,
         "image_limit": image_limit,
     }
-    strip = (255 * images.permute(0, 2, 3, 1).flatten(0, 1)).round().clamp(0, 255).byte().cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(strip).save(buffer, format="png")
-    address = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     payload = _payload("paint-a-defect", settings)
-    return LiveFigure("paint-a-defect", payload, {"own": reconstruct}, file_urls={"images": address})
+    return LiveFigure("paint-a-defect", payload, {"own": reconstruct}, file_urls={"images": _address(images)})
+
+
+def blind_spot(figure: BlindSpot) -> LiveFigure:
+    """The figure in which a defect outgrows what a network sees.
+
+    Parameters
+    ----------
+    figure : BlindSpot
+        Networks and images, as for ``ssae.live.write_blind_spot``.
+    """
+    payload = _payload("blind-spot", figure.settings(), **figure.arrays())
+    files = {"images": _address(figure.images())}
+    return LiveFigure("blind-spot", payload, {"both": figure.network()}, file_urls=files)
+
+
+def _address(images: Tensor) -> str:
+    """Images ``(N, 3, S, S)`` as one picture, one below the other, in an address of its own."""
+    buffer = io.BytesIO()
+    save_strip(images, buffer)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from ssae.training import FitSettings
 
 ROOT = Path(__file__).parents[1]
 TOYS = ["projection-playground", "signal-repair", "score-explorer"]
-FIGURES = [*TOYS, "paint-a-defect"]
+FIGURES = [*TOYS, "blind-spot", "paint-a-defect"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -56,6 +57,22 @@ The caption.
 SLOW = ModelSettings(channels=(8,), dilations=(1, 2), sdc_filters=4, sdc_layers=1, sdc_kernel=3)
 
 
+def small_blind_spot() -> live.BlindSpot:
+    torch.manual_seed(1)
+    sources = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    return live.BlindSpot(
+        models={
+            name: (name, build(replace(SLOW, dilations=(rate,))).eval())
+            for name, rate in (("plain", 1), ("dilated", 2))
+        },
+        fields={"plain": (9, 22), "dilated": (4, 27)},
+        sources=sources,
+        inputs=(sources + 0.02).clamp(0, 1),
+        fills=sources.flip(0, 3),
+        variance=0.08,
+    )
+
+
 class Site:
     """A built book of one page for each figure, with the models behind it."""
 
@@ -73,6 +90,8 @@ class Site:
         }
         live.write_paint_a_defect(self.runs, count=2, directory=target)
         live.write_score_explorer(self.runs["brick"], directory=target)
+        self.blind_spot = small_blind_spot()
+        live.write_blind_spot(self.blind_spot, target)
         self.payloads = target
         (folder / "conf.py").write_text(CONF.format(extensions=str(ROOT / "book" / "_ext")), encoding="utf-8")
         for name in FIGURES:
@@ -362,6 +381,41 @@ def test_painting_is_judged_as_torch_judges_it(tab: Tab, site: Site) -> None:
     figure.get_by_role("slider", name="Threshold").fill("100")
     settle(tab.page)
     assert readout(figure, "area") < wide
+
+
+def test_the_blind_spot_grows_as_torch_says(tab: Tab, site: Site) -> None:
+    name = "blind-spot"
+    figure = tab.open(name, name)
+    for hole in (8, 20):
+        figure.get_by_role("slider", name="Side of the defect").fill(str(hole))
+        settle(tab.page)
+        first = replace(
+            site.blind_spot,
+            **{key: getattr(site.blind_spot, key)[:1] for key in ("sources", "inputs", "fills")},
+        )
+        for key, error in first.errors(hole).items():
+            assert readout(figure, f"error-{key}") == pytest.approx(error, rel=0.02, abs=0.02)
+        assert float((pixels(figure, 0) - first.holed(hole)).abs().max()) < 0.005
+    # The field of 14 x 14 pixels lies within the hole, 20 x 20, that of 24 x 24 does not.
+    assert readout(figure, "clean-plain") == 0
+    assert readout(figure, "clean-dilated") == pytest.approx(100 * (1 - 20**2 / 24**2), abs=0.51)
+    box = figure.locator(".bs-picture").bounding_box()
+    tab.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.6 * box["height"], steps=3)
+    tab.page.mouse.up()
+    settle(tab.page)
+    assert readout(figure, "side") == 16
+    for fill in ("dark", "turned"):
+        before = pixels(figure, 0)
+        figure.locator("select").select_option(fill)
+        settle(tab.page)
+        changed = (pixels(figure, 0) - before).abs().amax((0, 1)) > 0.02
+        assert changed[8:24, 8:24].float().mean() > 0.9
+        assert not changed[:8].any()
+    figure.get_by_role("button", name="Next cloth").click()
+    settle(tab.page)
+    assert float((pixels(figure, 0) - before).abs().mean()) > 0.05
 
 
 @pytest.mark.parametrize("name", FIGURES)

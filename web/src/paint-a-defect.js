@@ -3,6 +3,7 @@
 
 import { announcer, button, draggable, h, latest, segmented, select, slider } from "./frame.js";
 import { boxFilter, differenceMap, inferno, topMean } from "./heat.js";
+import { loadStrip, pictures, putImage } from "./images.js";
 import { steadyNoise } from "./signals.js";
 
 const COLOURS = { dark: [0.09, 0.08, 0.1], light: [0.95, 0.94, 0.9], red: [0.72, 0.13, 0.12], green: [0.16, 0.42, 0.2] };
@@ -37,13 +38,7 @@ export async function mount(root, context) {
   });
 
   root.append(
-    h(
-      "div",
-      { class: "pd-images" },
-      ...[["Paint here", left], ["Repaired", middle], ["What it changed", right]].map(([title, picture]) =>
-        h("div", {}, h("p", { class: "lf-caption" }, title), picture),
-      ),
-    ),
+    pictures(["Paint here", left], ["Repaired", middle], ["What it changed", right]),
     h(
       "div",
       { class: "pd-controls" },
@@ -251,30 +246,6 @@ export async function mount(root, context) {
   }
 
   await choose(state.texture);
-}
-
-/** Images `(3, side, side)` from a picture in which they stand one below the other. */
-async function loadStrip(url, side) {
-  const picture = new Image();
-  picture.src = url;
-  await picture.decode();
-  const pen = h("canvas", { width: side, height: picture.naturalHeight }).getContext("2d", { willReadFrequently: true });
-  pen.drawImage(picture, 0, 0);
-  return Array.from({ length: picture.naturalHeight / side }, (_, k) => {
-    const { data } = pen.getImageData(0, k * side, side, side);
-    const plane = side * side;
-    return Float32Array.from({ length: 3 * plane }, (_, i) => data[4 * (i % plane) + Math.floor(i / plane)] / 255);
-  });
-}
-
-function putImage(target, values, side) {
-  const plane = side * side;
-  const image = new ImageData(side, side);
-  for (let i = 0; i < plane; i += 1) {
-    for (let c = 0; c < 3; c += 1) image.data[4 * i + c] = 255 * values[c * plane + i];
-    image.data[4 * i + 3] = 255;
-  }
-  target.getContext("2d").putImageData(image, 0, 0);
 }
 
 function bounds(points, width, side) {
