@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssae import __version__
+from ssae.fetch import add_arguments as add_fetch_arguments
 
 OK, INPUT_ERROR, INTERRUPTED = 0, 1, 130
 
@@ -30,12 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported late, so that --help answers at once.
     from ssae.datasets import DataError
     from ssae.experiment import RunError
+    from ssae.fetch import FetchError
     from ssae.metrics import MetricInputError
     from ssae.training import CheckpointError, Interrupted, TrainingDiverged
 
     try:
         return int(options.run(options))
-    except (DataError, RunError, MetricInputError, CheckpointError, TrainingDiverged) as error:
+    except (DataError, FetchError, RunError, MetricInputError, CheckpointError, TrainingDiverged) as error:
         print(f"ssae: {error}", file=sys.stderr)
         return INPUT_ERROR
     except OSError as error:
@@ -138,6 +140,14 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("root", metavar="ROOT", help="data set, or one category of it")
     check.set_defaults(run=run_check)
+    add_fetch_arguments(
+        data.add_parser(
+            "fetch",
+            help="download and unpack a data set",
+            description="State the licence, download the archive or take the one given, verify it, unpack it "
+            "safely, and install it whole or not at all.",
+        )
+    )
     return top
 
 
