@@ -59,11 +59,11 @@ class CorruptionSettings:
     """
 
     blobs: tuple[int, int] = (1, 3)
-    side: tuple[float, float] = (0.06, 0.4)
+    side: tuple[float, float] = (0.06, 0.6)
     elongation: float = 4.0
     warp: float = 0.12
     fade: float = 0.15
-    fills: tuple[float, float, float, float] = (0.2, 0.05, 0.45, 0.3)
+    fills: tuple[float, float, float, float] = (0.35, 0.25, 0.25, 0.15)
     elastic: tuple[float, float] = (0.02, 0.08)
     grey_share: float = 0.5
     opacity: tuple[float, float] = (0.5, 1.0)
