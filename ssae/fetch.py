@@ -27,6 +27,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -377,7 +378,7 @@ def unpack(archive: str | os.PathLike[str], folder: Path, limits: Limits | None 
     """
     limits = limits or Limits()
     archive = Path(archive)
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     total = 0
     try:
         for member in _members(archive):
@@ -399,15 +400,14 @@ def unpack(archive: str | os.PathLike[str], folder: Path, limits: Limits | None 
         zlib.error,
         LZMAError,
         EOFError,
-        FileExistsError,  # a file and a folder of one name
-        NotADirectoryError,
         NotImplementedError,
         RuntimeError,
         ValueError,
     ) as error:
         if isinstance(error, FetchError):
             raise
-        raise FetchError(f"{archive} is damaged or of no known kind ({error}); download it again") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise FetchError(f"{archive} is damaged or of no known kind ({reason}); download it again") from error
 
 
 @dataclass(frozen=True)
@@ -426,13 +426,15 @@ def _members(archive: Path) -> Iterator[_Member]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
-                yield _Member(
-                    info.filename, info.file_size, _kind_in_zip(info), lambda i=info: zipped.open(i)
-                )
+                yield _Member(info.filename, info.file_size, _kind_in_zip(info), partial(zipped.open, info))
         return
     with tarfile.open(archive, "r:*") as tarred:
         for entry in tarred:
-            yield _Member(entry.name, entry.size, _kind_in_tar(entry), lambda e=entry: _in_tar(tarred, e))
+            yield _Member(entry.name, entry.size, _kind_in_tar(entry), partial(_in_tar, tarred, entry))
+        # tarfile takes a file that breaks off between two members for a whole one.
+        tarred.fileobj.seek(tarred.offset)
+        if tarred.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("it ends without the mark of its end")
 
 
 def _in_tar(tarred: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
@@ -460,7 +462,7 @@ def _kind_in_zip(info: zipfile.ZipInfo) -> str:
     return "folder" if info.is_dir() else "file"
 
 
-def _judge(archive: Path, member: _Member, seen: set[str]) -> None:
+def _judge(archive: Path, member: _Member, seen: dict[str, str]) -> None:
     def refuse(reason: str) -> FetchError:
         return FetchError(f"{archive} is refused: its member {member.name!a} {reason}")
 
@@ -473,10 +475,14 @@ def _judge(archive: Path, member: _Member, seen: set[str]) -> None:
     if not all(part.isprintable() for part in member.parts):
         raise refuse("has control characters in its name")
     # Some file systems ignore case: there, one of two such files would overwrite the other.
-    key = "/".join(member.parts).casefold()
-    if key in seen and member.kind == "file":
+    parts = [part.casefold() for part in member.parts]
+    for end in range(1, len(parts)):
+        if seen.setdefault("/".join(parts[:end]), "folder") != "folder":
+            raise refuse("lies in a file")
+    key = "/".join(parts)
+    if key in seen and "file" in (seen[key], member.kind):
         raise refuse("is there twice")
-    seen.add(key)
+    seen[key] = member.kind
 
 
 def _write_member(archive: Path, member: _Member, target: Path) -> None:

@@ -373,7 +373,7 @@ HARM = {
     "twice": (tarred(extra=lambda tar: tar.addfile(tarfile.TarInfo("set/license.txt"))), "twice"),
     "twice but for case": (tarred(FILES | {"set/LICENSE.txt": b"x"}), "twice"),
     "file where a folder is": (tarred(FILES | {"set/part": b"x"}), "twice"),
-    "folder where a file is": (tarred(FILES | {"set/license.txt/x": b"x"}), "damaged"),
+    "folder where a file is": (tarred(FILES | {"set/license.txt/x": b"x"}), "lies in a file"),
     "control characters": (tarred(FILES | {"set/\x1b[31m": b"x"}), "control characters"),
     "no category": (tarred({"readme.txt": b"x"}), "no category"),
     "empty": (tarred({}), "no category"),
@@ -382,7 +382,10 @@ HARM = {
     "truncated": (tarred()[:-2000], "damaged"),
     "truncated tar": (tarred(mode="w")[:4000], "damaged"),
     "truncated zip": (zipped()[:-30], "damaged"),
-    "bit flipped in a zip": (zipped().replace(FILES["set/license.txt"], b"read mE"), "damaged"),
+    "bit flipped in a zip": (
+        zipped().replace(FILES["set/part/test/good/000.png"][:50], bytes(50)),
+        "damaged",
+    ),
 }
 
 
@@ -405,6 +408,7 @@ def test_the_tar_of_harm_would_do_harm() -> None:
     """The table means something only if the members it names arrive in the archives as they are written."""
     with tarfile.open(fileobj=io.BytesIO(HARM["parent"][0])) as tar:
         assert "../escaped" in tar.getnames()
+    assert HARM["bit flipped in a zip"][0] != zipped()
     assert "/tmp/escaped" in zipfile.ZipFile(io.BytesIO(HARM["absolute path in a zip"][0])).namelist()
 
 
