@@ -26,10 +26,12 @@ import numpy as np
 import skimage.data
 import torch
 from PIL import Image, ImageDraw, ImageFilter
+from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 __all__ = [
     "DEFECTS",
+    "PART_DEFECTS",
     "SIZE",
     "WEAVE_LATENTS",
     "draw_defect",
@@ -375,11 +377,76 @@ def _displaced(image: Array, rng: np.random.Generator, latents: Tensor | None) -
     return _blend(image, patch, _polygon(_splash(rng, _uniform(rng, 13, 20), 0.4)))
 
 
+def _missing(image: Array, rng: np.random.Generator, latents: Tensor | None) -> tuple[Array, Array]:
+    """A piece broken off: what lies behind the part, the tone of the picture's border, shows through."""
+    border = np.concatenate([image[:4].reshape(-1, image.shape[2]), image[-4:].reshape(-1, image.shape[2])])
+    shape = _polygon(_splash(rng, _uniform(rng, 10, 34), 0.9, corners=13), 0.5)
+    relief = 0.04 * _grain(rng, 12) + 0.15 * _lit(shape)
+    return _blend(image, np.median(border, axis=0) + relief[..., None], shape)
+
+
+def _moved(image: Array, rng: np.random.Generator, latents: Tensor | None) -> tuple[Array, Array]:
+    """A jagged piece of another place of the same part."""
+    shape = _polygon(_splash(rng, _uniform(rng, 8, 32), 0.9, corners=11), 0.5)
+    by = [int(_uniform(rng, 16, 64)) * (1 if rng.random() < 0.5 else -1) for _ in range(2)]
+    return _blend(image, np.roll(image, by, axis=(0, 1)), shape)
+
+
+def _turned(image: Array, rng: np.random.Generator, latents: Tensor | None) -> tuple[Array, Array]:
+    """A piece turned in its place."""
+    outline = _splash(rng, _uniform(rng, 12, 32), 0.5)
+    centre = outline.mean(0)
+    angle = _uniform(rng, 0.35, 1.2) * (1 if rng.random() < 0.5 else -1)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    x, y = x - centre[0], y - centre[1]
+    across = x * math.cos(angle) - y * math.sin(angle) + centre[0]
+    down = x * math.sin(angle) + y * math.cos(angle) + centre[1]
+    return _blend(image, _read(image, down, across), _polygon(outline, 0.5))
+
+
+def _bent(image: Array, rng: np.random.Generator, latents: Tensor | None) -> tuple[Array, Array]:
+    """A round region pushed sideways, most in its middle."""
+    centre, radius, angle = _place(rng), _uniform(rng, 14, 30), 2 * math.pi * rng.random()
+    y, x = np.mgrid[:SIZE, :SIZE]
+    inside = np.clip(1 - ((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / radius**2, 0, 1)
+    push = _uniform(rng, 0.35, 0.6) * radius * inside**2
+    bent = _read(image, y - push * math.sin(angle), x - push * math.cos(angle))
+    return _blend(image, bent, (inside > 0).astype(float))
+
+
+def _read(image: Array, y: Array, x: Array) -> Array:
+    """The nearest pixel of an image at each place."""
+    return image[np.rint(y).astype(int).clip(0, SIZE - 1), np.rint(x).astype(int).clip(0, SIZE - 1)]
+
+
+def _visible(draw: Defect) -> Defect:
+    """A defect whose mask holds only what shows, drawn again where nearly nothing does: a patch moved or
+    turned within an even surface is no defect."""
+
+    def drawn(image: Array, rng: np.random.Generator, latents: Tensor | None) -> tuple[Array, Array]:
+        for _ in range(20):
+            result, mask = draw(image, rng, latents)
+            change = np.abs(result - image).max(axis=2)
+            shows = uniform_filter(change, 5) > 0.03
+            if (mask & shows).sum() >= 40:
+                break
+        mask = mask & shows & (change > 0)
+        return np.where(mask[..., None], result, image), mask
+
+    return drawn
+
+
 DEFECTS: Mapping[str, Mapping[str, Defect]] = {
     "brick": {"chip": _chip, "paint": _paint, "scratch": _scratch, "stain": _stain},
     "grass": {"bare": _bare, "leaf": _leaf, "litter": _litter, "wire": _wire},
     "gravel": {"leaf": _leaf, "nut": _nut, "oil": _oil, "wire": _wire},
     "weave": {"broken": _broken, "displaced": _displaced, "hole": _hole, "stain": _stain, "thread": _thread},
+}
+
+# Structural defects for an image of any part; no category of the embedded textures has them.
+PART_DEFECTS: Mapping[str, Defect] = {
+    name: _visible(draw)
+    for name, draw in {"bent": _bent, "missing": _missing, "moved": _moved, "turned": _turned}.items()
 }
 
 
@@ -391,7 +458,7 @@ def draw_defect(
     Parameters
     ----------
     category, kind
-        Keys of `DEFECTS`, such as ``"brick"``, ``"chip"``.
+        Keys of `DEFECTS`, such as ``"brick"``, ``"chip"``; or ``"part"`` and a key of `PART_DEFECTS`.
     image
         ``(128, 128, C)`` in [0, 1], one channel or three. It is not changed.
     rng
@@ -405,7 +472,8 @@ def draw_defect(
         The drawn image, and ``(128, 128)`` bool: exactly the pixels painted. Outside it the image is
         unchanged.
     """
-    return DEFECTS[category][kind](image, rng, latents)
+    kinds = PART_DEFECTS if category == "part" else DEFECTS[category]
+    return kinds[kind](image, rng, latents)
 
 
 # Files

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ssae.scoring import ScoringSettings, box_filter, difference_map, heat_map, image_scores, threshold
+from ssae.scoring import (
+    Calibration,
+    ScoringSettings,
+    box_filter,
+    difference_map,
+    false_alarms,
+    heat_map,
+    image_scores,
+    threshold,
+)
 
 
 def rand(*shape, seed=0):
@@ -90,4 +99,37 @@ def test_settings_are_checked_and_follow_the_resolution():
             ScoringSettings(**change)
     with pytest.raises(ValueError, match="rule"):
         threshold(torch.ones(3), "median")
-    assert [ScoringSettings.for_resolution(r).kernel for r in (32, 64, 128, 256, 512)] == [1, 3, 5, 11, 21]
+    assert [ScoringSettings.for_resolution(r).kernel for r in (32, 64, 128, 256, 512)] == [3, 5, 11, 21, 41]
+
+
+def test_false_alarms_of_the_largest_score_match_simulation():
+    """The share beyond the k-th largest of n uniform scores, against its exact interval."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(20000, 12, generator=generator).sort(dim=1, descending=True).values
+    for above in (0, 3):
+        beyond = 1 - scores[:, above]
+        told = false_alarms(12, above)
+        assert float(beyond.mean()) == pytest.approx(told.expected, abs=3e-3)
+        inside = (beyond > told.low) & (beyond < told.high)
+        assert float(inside.float().mean()) == pytest.approx(0.95, abs=6e-3)
+
+
+def test_false_alarms_in_closed_form():
+    told = false_alarms(40, 0, confidence=0.9)
+    assert told.high == pytest.approx(1 - 0.05 ** (1 / 40))
+    assert told.low == pytest.approx(1 - 0.95 ** (1 / 40))
+    with pytest.raises(ValueError, match="above"):
+        false_alarms(5, 5)
+
+
+def test_calibrated_thresholds_leave_the_asked_share_above():
+    values = tuple(float(v) for v in torch.randperm(40, generator=torch.Generator().manual_seed(1)))
+    calibration = Calibration(values, tuple(2 * v for v in values))
+    for rate, above in ((0.0, 0), (0.05, 2), (0.06, 2), (0.5, 20)):
+        image, pixel, told = calibration.thresholds(rate)
+        assert sum(v > image for v in values) == above == told.above
+        assert pixel == 2 * image
+    with pytest.raises(ValueError, match="rate"):
+        calibration.thresholds(1.0)
+    with pytest.raises(ValueError, match="finite"):
+        Calibration((float("nan"),), (0.0,)).thresholds()

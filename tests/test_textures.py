@@ -16,7 +16,7 @@ from PIL import Image
 
 import ssae.textures
 from ssae.datasets import categories, check, load_category
-from ssae.textures import DEFECTS, SIZE, draw_defect, make_textures, sample_weave_latents, weave
+from ssae.textures import DEFECTS, PART_DEFECTS, SIZE, draw_defect, make_textures, sample_weave_latents, weave
 
 FEW = {"train": 11, "test_good": 3, "per_defect": 2}
 
@@ -117,6 +117,23 @@ def test_a_mask_marks_exactly_what_was_drawn(category: str, kind: str) -> None:
         # Visible, and nearly everywhere: a mask over unchanged pixels would make a perfect detector look bad.
         assert changed[mask].mean() > 0.05
         assert (changed[mask] > 1 / 255).mean() > 0.8
+
+
+@pytest.mark.parametrize("kind", PART_DEFECTS)
+def test_a_structural_defect_shows_where_its_mask_says(kind: str) -> None:
+    latents = sample_weave_latents(1, torch.Generator().manual_seed(3))
+    part = weave(latents)[0].permute(1, 2, 0).numpy()
+    # Even ground on the left half: nothing that is moved or turned within it is a defect.
+    part[:, : SIZE // 2] = 0.5
+    for seed in range(8):
+        drawn, mask = draw_defect("part", kind, part, np.random.default_rng(seed))
+        changed = np.abs(drawn - part).max(2)
+        assert np.array_equal(drawn[~mask], part[~mask])
+        assert 40 <= mask.sum() < 0.45 * mask.size
+        assert changed[mask].min() > 0
+        assert changed[mask].mean() > 0.03
+        again, _ = draw_defect("part", kind, part, np.random.default_rng(seed))
+        assert np.array_equal(again, drawn)
 
 
 def test_training_corruption_is_not_used_for_test_defects() -> None:
