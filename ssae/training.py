@@ -28,9 +28,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssae.objectives import Objective
+from ssae.schema import SchemaError, checked, parse_json
 
 Draw = Callable[[torch.Generator], Tensor]
 T = TypeVar("T")
@@ -288,18 +289,13 @@ def replay(
     """
     path = Path(path)
     tensors, header = read_checkpoint(path)
-    try:
-        settings = FitSettings(**header["settings"])
-        rates = [float(rate) for rate in header["rates"]]
-        if not rates:
-            raise ValueError("no step is named")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not hold a diverged step ({error})") from error
+    if not header.rates:
+        raise CheckpointError(f"{path} does not hold a diverged step; give the diverged.safetensors of a run")
     model.train()
-    state = TrainingState(model, settings)
+    state = TrainingState(model, header.settings)
     state.load(path, tensors, header)
     rows = []
-    for rate in rates:
+    for rate in header.rates:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         number = state.step
         step = train_step(state, model, draw, objective, rate)
@@ -405,7 +401,7 @@ class TrainingState:
         tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in named.items()}
         return Snapshot(tensors, self.step, self.seconds)
 
-    def load(self, path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    def load(self, path: Path, tensors: dict[str, Tensor], header: CheckpointHeader) -> None:
         """Continue from what :func:`read_checkpoint` read.
 
         Raises
@@ -413,7 +409,7 @@ class TrainingState:
         CheckpointError
             If the names, shapes or types of the tensors are not those of this model and its optimiser.
         """
-        if faults := list(self._misfits(tensors)):
+        if faults := misfits(tensors, self._wanted(tensors)):
             more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
             raise CheckpointError(
                 f"{path} belongs to another model: {faults[0]}{more}; choose another run folder"
@@ -431,10 +427,10 @@ class TrainingState:
             entries.setdefault(int(index), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": entries, "param_groups": groups})
-        self.step, self.seconds = header["step"], header["seconds"]
+        self.step, self.seconds = header.step, header.seconds
 
-    def _misfits(self, tensors: dict[str, Tensor]) -> Iterator[str]:
-        """Why ``tensors`` cannot be this state's, one reason for each."""
+    def _wanted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this state must find in a checkpoint that holds ``tensors``."""
         wanted: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         wanted |= {f"average.{k}": v for k, v in self.average.items()}
         # A parameter that has had no gradient yet has no entry; one that has had some has all three.
@@ -445,16 +441,30 @@ class TrainingState:
             moments[f"optimiser.{index}.step"] = torch.zeros(())
             if tensors.keys() & moments.keys():
                 wanted |= moments
-        for name in sorted(wanted.keys() | tensors.keys()):
-            if name not in tensors:
-                yield f"it has no {name}"
-            elif name not in wanted:
-                yield f"this one has no {name}"
-            elif (there := _shape(tensors[name])) != (here := _shape(wanted[name])):
-                yield f"{name} is {there}, and {here} here"
+        return wanted
 
 
-def _shape(tensor: Tensor) -> str:
+def misfits(tensors: dict[str, Tensor], wanted: dict[str, Tensor], exact: bool = True) -> list[str]:
+    """Why tensors from a file cannot be those wanted: one reason for each that is missing, unknown, or of
+    another shape or type. Without ``exact``, any floating-point type serves for another.
+    """
+    faults = []
+    for name in sorted(wanted.keys() | tensors.keys()):
+        if name not in tensors:
+            faults.append(f"{name} is missing")
+        elif name not in wanted:
+            faults.append(f"{name!a} is unknown here")
+        else:
+            there, here = tensors[name], wanted[name]
+            same_type = there.dtype == here.dtype or (
+                not exact and there.is_floating_point() and here.is_floating_point()
+            )
+            if there.shape != here.shape or not same_type:
+                faults.append(f"{name} is {_describe(there)}, and {_describe(here)} here")
+    return faults
+
+
+def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
@@ -477,7 +487,7 @@ class _Checkpoints:
 
     def save(self, snapshot: Snapshot) -> None:
         name = f"step-{snapshot.step:09d}.safetensors"
-        write_checkpoint(self.folder / name, snapshot, settings=asdict(self.settings))
+        write_checkpoint(self.folder / name, snapshot, self.settings)
         # What a killed process had begun to write is in nobody's way, except on a full disk.
         leftovers = [path for path in self.folder.glob("step-*.partial") if path.name != f"{name}.partial"]
         for old in [*self.paths()[: -self.KEEP], *leftovers]:
@@ -495,7 +505,9 @@ class _Checkpoints:
             except CheckpointError as error:
                 tqdm.write(f"{error}; going back to the checkpoint before it", file=sys.stderr)
                 continue
-            if self._trained(header["settings"]) != self._trained(asdict(self.settings)):
+            # How often checkpoints are written is no part of what is trained.
+            every = self.settings.checkpoint_seconds
+            if replace(header.settings, checkpoint_seconds=every) != self.settings:
                 raise CheckpointError(
                     f"{path} was trained with other settings; go on with those, or choose another run folder"
                 )
@@ -507,13 +519,36 @@ class _Checkpoints:
             )
         return False
 
-    @staticmethod
-    def _trained(settings: dict[str, Any]) -> dict[str, Any]:
-        # How often checkpoints are written is no part of what is trained.
-        return {k: v for k, v in settings.items() if k != "checkpoint_seconds"}
+
+@dataclass(frozen=True)
+class CheckpointHeader:
+    """What a checkpoint says of its tensors.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    seconds
+        Time spent on them.
+    settings
+        Settings of the run.
+    rates
+        Learning rates of the steps to be repeated, see :func:`replay`.
+    """
+
+    step: int
+    seconds: float
+    settings: FitSettings
+    rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.seconds < 0:
+            raise ValueError("step and seconds must not be negative")
 
 
-def write_checkpoint(path: Path, snapshot: Snapshot, **more: Any) -> None:
+def write_checkpoint(
+    path: Path, snapshot: Snapshot, settings: FitSettings, rates: Sequence[float] = ()
+) -> None:
     """Write a snapshot as safetensors, atomically, with a checksum over all of it.
 
     Parameters
@@ -522,17 +557,17 @@ def write_checkpoint(path: Path, snapshot: Snapshot, **more: Any) -> None:
         File to write.
     snapshot
         See :meth:`TrainingState.copy`.
-    more
-        Further JSON values for its header.
+    settings, rates
+        See :class:`CheckpointHeader`.
     """
     tensors = {name: value.cpu() for name, value in snapshot.tensors.items()}
-    values = {"step": snapshot.step, "seconds": snapshot.seconds, **more}
-    state = json.dumps(values, sort_keys=True, allow_nan=False)
+    header = CheckpointHeader(snapshot.step, snapshot.seconds, settings, tuple(rates))
+    state = json.dumps(asdict(header), sort_keys=True, allow_nan=False)
     write_atomically(path, save(tensors, {"state": state, "sha256": _digest(tensors, state)}))
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`write_checkpoint` wrote: tensors by name, and the header's values.
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], CheckpointHeader]:
+    """Read what :func:`write_checkpoint` wrote: tensors by name, and the header.
 
     Nothing in the file is executed, and nothing is believed before the checksum over tensors and header fits.
 
@@ -552,25 +587,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
         raise CheckpointError(f"{path} is no checkpoint of this version of ssae")
     if metadata["sha256"] != _digest(tensors, metadata["state"]):
         raise CheckpointError(f"{path} is damaged: its checksum does not match")
-    return tensors, _checked_header(path, metadata["state"])
-
-
-def _checked_header(path: Path, text: str) -> dict[str, Any]:
-    kinds: dict[str, tuple[type, ...]] = {"step": (int,), "seconds": (int, float), "settings": (dict,)}
+    where = f"{path}: header"
     try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a malformed header ({error})") from error
-    if not isinstance(header, dict) or not kinds.keys() <= header.keys() <= kinds.keys() | {"rates"}:
-        raise CheckpointError(f"{path} has a malformed header (its keys are not {', '.join(kinds)})")
-    for name, kind in kinds.items():
-        if not isinstance(header[name], kind) or isinstance(header[name], bool):
-            raise CheckpointError(
-                f"{path} has a malformed header ({name} is a {type(header[name]).__name__})"
-            )
-    if header["step"] < 0 or not 0 <= header["seconds"] < math.inf:
-        raise CheckpointError(f"{path} has a malformed header (step or seconds is out of range)")
-    return header
+        return tensors, checked(CheckpointHeader, parse_json(metadata["state"], where), where)
+    except SchemaError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _digest(tensors: dict[str, Tensor], state: str) -> str:
@@ -697,7 +718,7 @@ def _diverged(
     kept = ""
     if good is not None and checkpoints is not None:
         path = checkpoints.folder.parent / "diverged.safetensors"
-        write_checkpoint(path, good, settings=asdict(state.settings), rates=rates[: bad + 1])
+        write_checkpoint(path, good, state.settings, rates[: bad + 1])
         kept = f"; ssae.training.replay repeats the step from {path}"
     return TrainingDiverged(
         f"the loss or its gradient is not finite at step {step} (step seed "

@@ -64,9 +64,7 @@ def start(task: Callable[..., None], *arguments: object) -> multiprocessing.proc
 
 def good_checkpoints(run_dir: Path) -> list[int]:
     """Steps of the checkpoints that can be read; raises if a whole-looking one cannot."""
-    return [
-        read_checkpoint(path)[1]["step"] for path in sorted((run_dir / "checkpoints").glob("*.safetensors"))
-    ]
+    return [read_checkpoint(path)[1].step for path in sorted((run_dir / "checkpoints").glob("*.safetensors"))]
 
 
 # kill -9
@@ -99,10 +97,12 @@ def test_killed_twenty_times_at_random_a_run_ends_with_the_same_weights(tmp_path
     for kill in range(20):
         watch = tmp_path / f"watch-{kill}"
         child = start(train_watched, run_dir, watch, steps, 0.002)
-        while watched(watch) is None:
-            assert child.is_alive(), "it ended before its first step"
+        # Counted in steps, so that a slow machine gets as far as a fast one.
+        target = moments.randrange(3 * EVERY)
+        while (seen := watched(watch)) is None or seen[1] - seen[0] < target:
+            assert child.is_alive(), "it ended before it was killed"
             time.sleep(0.001)
-        time.sleep(moments.uniform(0, 0.08))
+        time.sleep(moments.uniform(0, 0.004))
         child.kill()
         child.join()
         assert child.exitcode == -signal.SIGKILL
@@ -190,7 +190,7 @@ def test_death_at_every_write_boundary_costs_one_interval_at_most(tmp_path: Path
         assert not rows or rows[-1].step - max(good, default=0) <= EVERY + 1
         begun: list[int] = []
         assert torch.equal(train(run_dir, steps, begun.append), whole), died_at[-1]
-        assert begun[0] == max(good, default=0)
+        assert (begun or [steps])[0] == max(good, default=0)
         assert read_log(run_dir / "log.csv")[-1].step == steps
     assert len(set(died_at)) == 8, set(died_at)
     assert len(died_at) > 40
