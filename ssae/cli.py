@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,24 @@ from ssae.fetch import add_arguments as add_fetch_arguments
 
 OK, INPUT_ERROR, INTERRUPTED = 0, 1, 130
 
+# What to do about what the file system says.
+MENDS = {
+    errno.EACCES: "; ask for permission, or name another folder",
+    errno.EPERM: "; ask for permission, or name another folder",
+    errno.EROFS: "; name a folder on a disk that can be written",
+    errno.ENOSPC: "; make room on the disk, or name another",
+    errno.ENOENT: "; look for a typing error in the name, and whether the disk is there",
+    errno.ENOTDIR: "; a file stands where a folder is needed: name another folder",
+    errno.EEXIST: "; a file stands where a folder is needed: name another folder",
+    errno.ENAMETOOLONG: "; give a shorter name",
+}
+
 EPILOG = """\
+with photographs of your own, good parts only in my_parts:
+
+  ssae train --data my_parts --minutes 20 --out runs/my_parts
+  ssae predict runs/my_parts new_photographs --out found
+
 a first run, without any data set:
 
   ssae data make-textures textures
@@ -41,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ssae: {error}", file=sys.stderr)
         return INPUT_ERROR
     except OSError as error:
-        print(f"ssae: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        mend = MENDS.get(error.errno or 0, "")
+        print(f"ssae: {error.filename or 'file system'}: {error.strerror or error}{mend}", file=sys.stderr)
         return INPUT_ERROR
-    except Interrupted as error:
-        print(f"ssae: {error}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"ssae: {error if isinstance(error, Interrupted) else 'stopped'}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -59,15 +78,27 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ssae {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU if there is one)")
+
     train = commands.add_parser(
         "train",
-        help="train a model on the normal images of one category",
-        description="Train on CATEGORY/train/good. The same command again resumes an interrupted run "
-        "and does nothing for a finished one.",
+        parents=[where],
+        help="train a model on photographs of good parts",
+        description="Train on photographs of good parts: any folder of them, or CATEGORY/train/good of a "
+        "data set in the MVTec AD layout. Of a bare folder a fifth is held out to set the threshold, and "
+        "settings that are not given are chosen and explained. The same command again resumes an interrupted "
+        "run and does nothing for a finished one. Watch RUN/progress to see whether it will work.",
     )
-    train.add_argument("--data", required=True, metavar="ROOT", help="data set in the MVTec AD folder layout")
     train.add_argument(
-        "--category", metavar="NAME", help="category to train on; needed if ROOT holds several"
+        "--data",
+        required=True,
+        metavar="FOLDER",
+        help="photographs of good parts (png, jpg, bmp, tif, webp; any size; one level of subfolders is "
+        "read too), or a data set in the MVTec AD layout",
+    )
+    train.add_argument(
+        "--category", metavar="NAME", help="category to train on; needed if FOLDER holds several"
     )
     train.add_argument(
         "--preset",
@@ -78,9 +109,22 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resolution",
         type=positive_int,
-        default=128,
         metavar="N",
-        help="side in pixels images are resized to (default 128)",
+        help="side in pixels images are resized to (default 128, less for smaller photographs)",
+    )
+    train.add_argument(
+        "--symmetry",
+        choices=["auto", "none", "flips", "rotations", "all"],
+        default="auto",
+        help="how a good part may lie and still be good: mirrored both ways, turned by quarters, or both "
+        "(default: only what the photographs show)",
+    )
+    train.add_argument(
+        "--texture",
+        choices=["auto", "yes", "no"],
+        default="auto",
+        help="whether the photographs show a surface that looks alike everywhere, such as cloth (default: "
+        "what the photographs show)",
     )
     length = train.add_mutually_exclusive_group()
     length.add_argument(
@@ -91,34 +135,89 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="S", help="seed of everything random (default 0)"
     )
     train.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    train.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU if there is one)")
     train.set_defaults(run=run_train)
 
     evaluate = commands.add_parser(
         "evaluate",
+        parents=[where],
         help="measure a run on its test split",
         description="Measure a finished run on the test split, write the metrics into RUN/receipt.json "
         "and print them.",
     )
     evaluate.add_argument("run_dir", metavar="RUN", help="folder of a finished run")
     evaluate.add_argument(
-        "--data", metavar="ROOT", help="data set to test on (default: the one of the training)"
+        "--data",
+        metavar="ROOT",
+        help="data set in the MVTec AD layout, or one category of it, to test on (default: the one of the "
+        "training)",
     )
+    evaluate.add_argument("--category", metavar="NAME", help="category of ROOT to test on")
     evaluate.add_argument("--json", action="store_true", help="print the receipt as JSON instead of a table")
-    evaluate.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU if there is one)")
     evaluate.set_defaults(run=run_evaluate)
 
     predict = commands.add_parser(
         "predict",
-        help="score images and draw heat maps",
-        description="Score images with a finished run. Writes a heat map overlay for each and scores.csv "
-        "into DIR.",
+        parents=[where],
+        help="score photographs, draw heat maps and masks, write a report",
+        description="Score photographs with a finished run. Writes into DIR: heat_maps/ and masks/, one PNG "
+        "for each photograph; scores.csv; scores.jsonl for programs; and report.html, to be opened in a "
+        "browser. A file that cannot be read is named and passed over, and the exit code is 1.",
     )
     predict.add_argument("run_dir", metavar="RUN", help="folder of a finished run")
-    predict.add_argument("paths", metavar="PATH", nargs="+", help="image files, or folders of them")
+    predict.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="photographs, or folders that are searched with all folders in them; - reads paths from "
+        "standard input, one a line",
+    )
     predict.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
-    predict.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU if there is one)")
+    predict.add_argument(
+        "--false-alarms",
+        type=share,
+        default=0.0,
+        metavar="P",
+        help="per cent of the held-out good photographs that may score above the threshold (default 0); more "
+        "finds fainter defects and raises more false alarms",
+    )
+    predict.add_argument(
+        "--maps",
+        action="store_true",
+        help="write raw heat maps too: float32 TIFF, as MVTec's evaluation reads",
+    )
     predict.set_defaults(run=run_predict)
+
+    export = commands.add_parser(
+        "export",
+        help="write a run as one ONNX file",
+        description="Write a finished run as ONNX: photographs of any size go in, heat maps, scores and "
+        "verdicts come out. Compared with torch before it is kept.",
+    )
+    export.add_argument("run_dir", metavar="RUN", help="folder of a finished run")
+    export.add_argument("--out", required=True, metavar="FILE", help="file to write, for instance model.onnx")
+    export.set_defaults(run=run_export)
+
+    sweep = commands.add_parser(
+        "sweep",
+        help="train and measure many runs",
+        description="Train and evaluate every change of GRID on every category with every seed, each as a "
+        "run in a folder of its own below DIR. Started again, it passes over what is finished and goes on "
+        "with the rest. Prints a table at the end; the exit code is 1 if a run failed.",
+    )
+    sweep.add_argument("grid", metavar="GRID", help="JSON file: categories, seeds, base, changes")
+    sweep.add_argument("--data", required=True, metavar="ROOT", help="data set in the MVTec AD folder layout")
+    sweep.add_argument("--out", required=True, metavar="DIR", help="folder of all runs")
+    sweep.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="runs at a time (default 1)")
+    sweep.add_argument(
+        "--slurm",
+        metavar="KEY=VALUE,...",
+        help="submit to a Slurm cluster through submitit instead, for instance "
+        "slurm_partition=gpu,gpus_per_node=1,timeout_min=120",
+    )
+    sweep.add_argument(
+        "--receipts", metavar="DIR2", help="write all receipts to DIR2/CHANGE/CATEGORY-seedK.json too"
+    )
+    sweep.set_defaults(run=run_sweep)
 
     data = commands.add_parser("data", help="make or check data sets").add_subparsers(
         required=True, metavar="ACTION"
@@ -153,25 +252,43 @@ def parser() -> argparse.ArgumentParser:
 
 def run_train(options: argparse.Namespace) -> int:
     """``ssae train``."""
-    from ssae.datasets import categories
-    from ssae.experiment import ExperimentSettings, RunError, train
+    from ssae import automatic
+    from ssae.datasets import open_category, unused_files
+    from ssae.experiment import ExperimentSettings, split, train
+    from ssae.scoring import false_alarms
     from ssae.training import FitSettings
 
-    category = options.category
-    if category is None:
-        found = categories(options.data)
-        if len(found) != 1:
-            raise RunError(
-                f"{options.data} holds {len(found)} categories; choose one: --category {' | '.join(found)}"
-            )
-        category = found[0]
-    defaults = ExperimentSettings.for_category(category, options.resolution, preset=options.preset)
-    steps = options.steps or (None if options.minutes else defaults.fit.steps)
-    fit: FitSettings = replace(defaults.fit, steps=steps, minutes=options.minutes, seed=options.seed)
-    receipt = train(replace(defaults, fit=fit), options.data, options.out, device(options))
+    where = device(options)
+    category = open_category(options.data, options.category, options.resolution or 128)
+    if category.test_paths:
+        settings = ExperimentSettings.for_category(category.name, category.resolution, preset=options.preset)
+        if options.symmetry != "auto":
+            settings = replace(settings, symmetry=options.symmetry)
+        if options.texture != "auto":
+            settings = replace(settings, crop=settings.resolution // 2 if options.texture == "yes" else None)
+    else:
+        for problem in unused_files(options.data):
+            print(problem)
+        kept, held = split(category, options.seed)
+        known = false_alarms(len(held), 0).high
+        print(
+            f"{len(category.train_paths)} photographs of good parts: {len(kept)} to learn from, {len(held)} "
+            f"held out to set the threshold (false alarms will be known to lie below {100 * known:.0f} %)"
+        )
+        settings, reasons = automatic.choose(
+            category, options.resolution, options.symmetry, options.texture, options.preset
+        )
+        print("\n".join(reasons))
+        category = replace(category, resolution=settings.resolution)
+    steps = options.steps or (None if options.minutes else settings.fit.steps)
+    fit: FitSettings = replace(settings.fit, steps=steps, minutes=options.minutes, seed=options.seed)
+    source = category.root.parent if category.test_paths else category
+    receipt = train(replace(settings, fit=fit), source, options.out, where, watch=True)
+    after = "evaluate" if category.test_paths else "predict"
     print(
         f"{Path(options.out)}: {receipt['train_steps']} steps in {receipt['train_seconds']:.0f} s "
-        f"({receipt['images_per_second']:.0f} images/s); now: ssae evaluate {options.out}"
+        f"({receipt['images_per_second']:.0f} images/s); now: ssae {after} {options.out}"
+        + ("" if category.test_paths else " PHOTOGRAPHS --out FOLDER")
     )
     return OK
 
@@ -180,11 +297,12 @@ def run_evaluate(options: argparse.Namespace) -> int:
     """``ssae evaluate``."""
     from ssae.experiment import evaluate
 
-    receipt = evaluate(options.run_dir, options.data, device(options))
+    receipt = evaluate(options.run_dir, options.data, device(options), options.category)
     if options.json:
         print(json.dumps(receipt, indent=2))
         return OK
-    print(f"{receipt['dataset']} / {receipt['category']}, {receipt['split_note']}")
+    tested = receipt.get("tested_on", receipt)
+    print(f"{tested['dataset']} / {tested['category']}, {tested['split_note']}")
     print(f"{receipt['preset']} at {receipt['resolution']}, seed {receipt['seed']}")
     for name, value in receipt["metrics"].items():
         print(f"  {name:<18} {value:.4f}")
@@ -192,17 +310,70 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
 
 def run_predict(options: argparse.Namespace) -> int:
-    """``ssae predict``: 1 if any image could not be read, the others are done nevertheless."""
-    from ssae.experiment import predict
+    """``ssae predict``: 1 if any file could not be read, the others are done nevertheless."""
+    from ssae.experiment import RunError, load_run
+    from ssae.inspection import Decision, Failure, inspect
 
-    rows, failures = predict(options.run_dir, options.paths, options.out, device(options))
-    for row in rows:
-        print(f"{'anomalous' if row['anomalous'] else 'normal':<9} {row['score']:.6f}  {row['file']}")
-    for message in failures:
-        print(f"ssae: {message}", file=sys.stderr)
-    found = sum(row["anomalous"] for row in rows)
-    print(f"{len(rows)} images, {found} anomalous, {len(failures)} unreadable; see {options.out}")
+    run = load_run(options.run_dir, device(options))
+    decision = Decision.of(run, options.false_alarms)
+    paths: Iterable[str] = options.paths
+    if "-" in options.paths:
+        if len(options.paths) > 1:
+            raise RunError("- reads all paths from standard input; give either - or paths")
+        paths = (line.rstrip("\n") for line in sys.stdin if line.strip())
+    count = anomalous = failures = 0
+    for found in inspect(run, paths, options.out, decision, options.maps):
+        if isinstance(found, Failure):
+            failures += 1
+            print(f"ssae: {found.message}", file=sys.stderr)
+            continue
+        count += 1
+        anomalous += found.anomalous
+        print(f"{'anomalous' if found.anomalous else 'normal':<9} {found.score:.6f}  {printable(found.file)}")
+    if count + failures == 0:
+        raise RunError("standard input named no file; give one path a line")
+    print(decision)
+    print(f"{count} photographs, {anomalous} anomalous, {failures} unreadable; see {options.out}/report.html")
     return INPUT_ERROR if failures else OK
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """``ssae export``."""
+    import torch
+
+    from ssae.experiment import load_run
+    from ssae.export import export_run
+
+    gap = export_run(load_run(options.run_dir, torch.device("cpu")), options.out)
+    checked = "onnxruntime is not installed, so it was not run" if gap != gap else f"off torch by {gap:.1g}"
+    print(f"{options.out}: {Path(options.out).stat().st_size / 1e6:.1f} MB, {checked}")
+    return OK
+
+
+def run_sweep(options: argparse.Namespace) -> int:
+    """``ssae sweep``: 1 if any run failed, the others are done nevertheless."""
+    from ssae.sweep import (
+        Grid,
+        cluster_parameters,
+        jobs_of,
+        keep_receipts,
+        sweep,
+        sweep_on_slurm,
+        sweep_table,
+    )
+
+    jobs = jobs_of(Grid.read(options.grid), options.data, options.out)
+    if options.slurm is None:
+        done, failed = sweep(jobs, options.jobs)
+    else:
+        parameters = cluster_parameters(options.slurm)
+        done, failed = sweep_on_slurm(jobs, Path(options.out) / "slurm", **parameters)
+    if options.receipts is not None:
+        keep_receipts(done, options.receipts)
+    print(sweep_table([(job.change, receipt) for job, receipt in done]))
+    for job, error in failed:
+        print(f"ssae: {job.name}: {error}", file=sys.stderr)
+    return INPUT_ERROR if failed else OK
 
 
 def run_make_textures(options: argparse.Namespace) -> int:
@@ -238,6 +409,19 @@ def device(options: argparse.Namespace) -> Any:
         return torch.zeros(0, device=options.device).device
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device {options.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal could not show or would obey."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def share(text: str) -> float:
+    """Per cent as a share in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 100:
+        raise argparse.ArgumentTypeError(f"must be at least 0 and less than 100 per cent, got {text}")
+    return value / 100
 
 
 def positive_int(text: str) -> int:

@@ -23,7 +23,7 @@ import stat
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,11 @@ __all__ = [
     "load_images",
     "load_masks",
     "mvtec_root",
+    "open_category",
+    "photo_tensor",
+    "read_photo",
+    "tree_files",
+    "unused_files",
 ]
 
 GOOD = "good"
@@ -66,6 +71,9 @@ _FORMATS = {
 _ENDINGS = ", ".join(_FORMATS)
 _IGNORED = {"thumbs.db", "desktop.ini", "license.txt", "readme.txt"}
 _MEANS_GOOD = {"good", "ok", "normal", "okay", "goods"}
+_MEANS_BAD = {"bad", "ng", "nok", "abnormal", "anomalous", "defect", "defects", "defective", "faulty"}
+_NOT_TO_TRAIN_ON = _MEANS_BAD | {"test", "mask", "masks", "ground_truth"}
+_VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wmv", ".mpg", ".mpeg"}
 
 
 # Problems
@@ -87,6 +95,7 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
     ),
     "zero_bytes": ("error", "is an empty file", "copy the file again"),
     "lfs_pointer": ("error", "is a Git LFS pointer, not the image", "run `git lfs pull` in its repository"),
+    "video": ("error", "is a video", "save single pictures of it as PNG or JPEG and give those"),
     "bomb": (
         "error",
         f"claims more than {MAX_PIXELS // 10**6} million pixels",
@@ -178,6 +187,16 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
         "warning",
         "has neither train nor test and is not used",
         "remove it, or add train/good",
+    ),
+    "bad_folder": (
+        "error",
+        "looks by its name as if it held defective parts or masks; training wants good parts only",
+        "move the photographs of good parts into a folder named 'good' beside it, or give their folder alone",
+    ),
+    "several_categories": (
+        "error",
+        "holds {count} categories",
+        "choose one: --category {names}",
     ),
     # the category
     "same_name": (
@@ -287,6 +306,8 @@ def _read_bytes(path: Path) -> tuple[bytes, list[Problem]]:
     except OSError as error:
         if path.is_symlink():
             return b"", [_problem("broken_link", path)]
+        if isinstance(error, FileNotFoundError):
+            return b"", [_problem("missing", path, mend="look for a typing error in its name")]
         return b"", [_problem("unreadable", path, why=error.strerror)]
     if not data:
         return b"", [_problem("zero_bytes", path)]
@@ -338,6 +359,8 @@ def _decode(data: bytes) -> _Decoded:
 
 def _read(path: Path) -> tuple[_Decoded | None, list[Problem]]:
     """The decoded file, or None, and what is wrong with it whether photograph or mask."""
+    if path.suffix.lower() in _VIDEOS:
+        return None, [_problem("video", path)]
     data, problems = _read_bytes(path)
     if not data:
         return None, problems
@@ -437,14 +460,30 @@ def load_images(paths: Sequence[str | os.PathLike[str]], resolution: int) -> Ten
     _check_resolution(resolution)
     images = torch.empty(len(paths), 3, resolution, resolution)
     for index, path in enumerate(_progress(paths, "images")):
-        photo, problems = _read_photo(Path(path))
-        _raise_errors(problems)
-        assert photo is not None
-        if photo.size != (resolution, resolution):
-            photo = photo.resize((resolution, resolution), Image.Resampling.LANCZOS)
-        pixels = torch.from_numpy(np.array(photo, dtype=np.float32) / 255)
-        images[index] = pixels if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        images[index] = photo_tensor(read_photo(path), resolution)
     return images
+
+
+def read_photo(path: str | os.PathLike[str]) -> Image.Image:
+    """One photograph at its own size: upright (EXIF), 8 bits a channel, mode ``"L"`` or ``"RGB"``.
+
+    Raises
+    ------
+    DataError
+        As :func:`load_images`.
+    """
+    photo, problems = _read_photo(Path(path))
+    _raise_errors(problems)
+    assert photo is not None
+    return photo
+
+
+def photo_tensor(photo: Image.Image, resolution: int) -> Tensor:
+    """A photograph as ``(3, resolution, resolution)``, float32 in [0, 1], resized as `load_images` does."""
+    if photo.size != (resolution, resolution):
+        photo = photo.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(photo, dtype=np.float32) / 255)
+    return pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def load_masks(
@@ -615,6 +654,8 @@ def _image_folder(folder: Path) -> tuple[list[Path], list[Problem]]:
             problems.append(_problem("same_name", path, other=other.name))
     if not files and not any(problem.path == str(folder) for problem in problems):
         problems.append(_problem("empty", folder, endings=_ENDINGS))
+        videos = [problem.path for problem in problems if Path(problem.path).suffix.lower() in _VIDEOS]
+        problems += [_problem("video", Path(path)) for path in videos]
     return files, problems
 
 
@@ -637,14 +678,87 @@ def image_files(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
 def load_folder(folder: str | os.PathLike[str], resolution: int) -> Category:
     """A bare folder of normal images as a `Category` without test images.
 
+    The images lie directly in the folder or one level down. Where a subfolder is named ``good``, ``normal``
+    or ``ok``, as in the Folder layout of anomalib, only that one is read.
+
     Raises
     ------
     DataError
-        As `image_files`.
+        As `image_files`; or a subfolder's name says that it holds defective parts, and none that it holds
+        good ones.
     """
     _check_resolution(resolution)
     folder = Path(folder)
-    return Category(folder.resolve().name, folder, resolution, image_files(folder))
+    _raise_errors(_missing_folder(folder, "give a folder of images"))
+    inside = _entries(folder)[0]
+    good = [path for path in inside if path.name.strip().casefold() in _MEANS_GOOD]
+    files: list[Path] = []
+    if good:
+        inside = good
+    else:
+        _raise_errors(
+            _problem("bad_folder", path)
+            for path in inside
+            if path.name.strip().casefold() in _NOT_TO_TRAIN_ON
+        )
+        inside = [path for path in inside if _entries(path)[1]]
+        files = list(image_files(folder)) if _entries(folder)[1] or not inside else []
+    for path in inside:
+        files += image_files(path)
+    return Category(folder.resolve().name, folder, resolution, tuple(files))
+
+
+def open_category(root: str | os.PathLike[str], category: str | None, resolution: int) -> Category:
+    """The category that a user means by a folder and, perhaps, a name.
+
+    ``root`` may be a data set in the MVTec AD layout (``category`` names one unless there is only one), a
+    category of it, or any folder of images of good parts, see :func:`load_folder`.
+
+    Raises
+    ------
+    DataError
+        As :func:`load_category` and :func:`load_folder`, or several categories are there and none was named.
+    """
+    root = Path(root)
+    if category is not None:
+        return load_category(root, category, resolution)
+    _raise_errors(_missing_folder(root, "give a folder of images, or a data set"))
+    if (root / "train" / GOOD).is_dir():
+        if not (root / "test").is_dir():
+            return load_folder(root / "train", resolution)
+        return load_category(root.resolve().parent, root.resolve().name, resolution)
+    names = [name for name in _names(root) if (root / name / "train" / GOOD).is_dir()]
+    if len(names) > 1:
+        raise DataError(_problem("several_categories", root, count=len(names), names=" | ".join(names)))
+    return load_category(root, names[0], resolution) if names else load_folder(root, resolution)
+
+
+def unused_files(folder: str | os.PathLike[str]) -> list[Problem]:
+    """What lies in a bare folder, and one level down, that :func:`load_folder` passes over."""
+    folders, _, problems = _entries(Path(folder))
+    for path in folders:
+        problems += _entries(path)[2]
+    return [problem for problem in problems if problem.kind == "ignored"]
+
+
+def tree_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The image files of a folder and of all folders in it, folder by folder in the order of their names.
+
+    Whatever a single file's fault may be is left to be found when it is read.
+
+    Raises
+    ------
+    DataError
+        The folder is missing or may not be read.
+    """
+    folder = Path(folder)
+    _raise_errors(_missing_folder(folder, "give a folder of images"))
+    folders, files, problems = _entries(folder)
+    _raise_errors(problems)
+    yield from files
+    for path in folders:
+        if not path.is_symlink():  # which may lead back up
+            yield from tree_files(path)
 
 
 def load_category(root: str | os.PathLike[str], category: str, resolution: int) -> Category:

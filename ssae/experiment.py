@@ -7,18 +7,15 @@ A run is a folder. ``config.json`` says what was asked, ``log.csv`` and ``checkp
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -26,10 +23,10 @@ from torch.nn import functional as F
 
 from ssae import metrics, textures
 from ssae.corruption import CorruptionSettings, PartialCorruption, procedural_textures
-from ssae.datasets import Category, DataError, data_sha256, image_files, load_category, load_images
+from ssae.datasets import Category, data_sha256, load_category, load_images, open_category
 from ssae.models import ModelSettings, SDCAutoencoder, build
 from ssae.objectives import Masked
-from ssae.plotting import overlay
+from ssae.progress import Progress
 from ssae.receipts import (
     RunError,
     code_commit,
@@ -41,12 +38,15 @@ from ssae.receipts import (
     versions,
     write_json,
 )
-from ssae.scoring import IMAGE_SCORES, ScoringSettings, heat_map, image_scores, threshold
+from ssae.schema import SchemaError, checked
+from ssae.scoring import IMAGE_SCORES, Calibration, ScoringSettings, heat_map, image_scores
 from ssae.training import (
     Draw,
     FitSettings,
+    LogRow,
     default_device,
     fit,
+    misfits,
     step_seed,
     write_atomically,
 )
@@ -67,6 +67,9 @@ TEXTURES = frozenset(("carpet", "grid", "leather", "tile", "wood", "brick", "gra
 
 # Held-out normal images set the threshold and choose settings; they are never trained on.
 HOLD_OUT = 0.05
+
+# A folder without test images has no other ground to judge a threshold on, so it gives more of them.
+HOLD_OUT_OF_FOLDER = 0.2
 
 
 @dataclass(frozen=True)
@@ -170,26 +173,32 @@ class ExperimentSettings:
 
 def train(
     settings: ExperimentSettings,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Category,
     run_dir: str | os.PathLike[str],
     device: torch.device | None = None,
     progress: bool = True,
+    watch: bool = False,
 ) -> dict[str, Any]:
     """Train one category into ``run_dir`` and return the receipt.
 
     The same call again resumes an interrupted run, and returns the receipt of a finished one without
-    training.
+    training. Which images were held out is recorded in ``config.json``, their scores in ``calibration.json``.
 
     Parameters
     ----------
     settings
         What to train.
     data
-        Root of a data set in the MVTec AD layout that holds ``settings.category``.
+        Root of a data set in the MVTec AD layout that holds ``settings.category``, or the category itself,
+        for instance a bare folder from :func:`ssae.datasets.load_folder`.
     run_dir
         Folder of the run, made if it is missing.
     device
         Where to train; the GPU if there is one.
+    progress
+        Whether to show a progress bar.
+    watch
+        Whether to measure drawn defects now and then, see :class:`ssae.progress.Progress`.
 
     Raises
     ------
@@ -199,32 +208,52 @@ def train(
         If ``run_dir`` holds a run with other settings.
     """
     run_dir = Path(run_dir)
-    config = run_dir / "config.json"
-    wanted = {"settings": settings.to_json(), "data": os.fspath(Path(data).resolve())}
-    if config.exists():
-        if read_json(config)["settings"] != wanted["settings"]:
+    resumed = (run_dir / "config.json").exists()
+    if resumed:
+        if read_config(run_dir)["settings"] != settings.to_json():
             raise RunError(f"{run_dir} holds a run with other settings; choose another folder or remove it")
         if (run_dir / "receipt.json").exists():
             return read_json(run_dir / "receipt.json")
+    elif run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file, and a run is a folder; choose another name")
     elif run_dir.exists() and any(run_dir.iterdir()):
         raise RunError(f"{run_dir} is not empty and holds no run; choose another folder")
 
     device = device or default_device()
-    category = load_category(data, settings.category, settings.resolution)
-    images = category.train_images()
-    kept, _ = hold_out(len(images), settings.fit.seed)
-    write_json(config, wanted)
-
-    model = settings.build_model().to(device)
-    log = fit(
-        model,
-        make_draw(images[kept].to(device), settings),
-        Masked(make_corruption(settings, device), settings.weight, settings.noise),
-        settings.fit,
-        run_dir,
-        progress,
+    category = (
+        data if isinstance(data, Category) else load_category(data, settings.category, settings.resolution)
     )
+    kept, held = split(category, settings.fit.seed)
+    held_out = [category.train_paths[i].relative_to(category.root).as_posix() for i in held.tolist()]
+    if resumed and read_config(run_dir).get("held_out", held_out) != held_out:
+        raise RunError(
+            f"{category.root}: its images are others than when {run_dir} began; choose a new folder"
+        )
+    images = category.train_images()
+    if not resumed:
+        root = category.root.resolve()
+        config = {
+            "settings": settings.to_json(),
+            "data": os.fspath(root if isinstance(data, Category) else Path(data).resolve()),
+            "root": os.fspath(root),
+            "held_out": held_out,
+        }
+        write_json(run_dir / "config.json", config)
+
+    report = None
+    if watch:
+        normal = images[held[: Progress.IMAGES]]
+        defective, masks = drawn_defects(normal, seed=settings.fit.seed)
+        report = Progress(normal, defective, masks, settings.scoring, settings.fit, run_dir / "progress")
+    model, log = learn(settings, images[kept], device, run_dir, progress, report)
+    if report is not None:
+        report.measure(model, log[-1])
     write_atomically(run_dir / "weights.safetensors", save(weights_of(model)))
+    run = Run(model, settings, os.fspath(category.root), device)
+    write_json(
+        run_dir / "calibration.json",
+        asdict(Calibration.of(run.heat_maps(images[held]), settings.scoring)),
+    )
     receipt = {
         **identity(category, settings),
         "metrics": {},
@@ -243,27 +272,68 @@ def train(
     return receipt
 
 
+def learn(
+    settings: ExperimentSettings,
+    images: Tensor,
+    device: torch.device,
+    run_dir: Path | None = None,
+    progress: bool = True,
+    report: Callable[[nn.Module, LogRow], None] | None = None,
+) -> tuple[SDCAutoencoder, list[LogRow]]:
+    """Train a new model on normal images ``(N, 3, H, W)``; the model, ready to be applied, and the log."""
+    model = settings.build_model().to(device)
+    log = fit(
+        model,
+        make_draw(images.to(device), settings),
+        Masked(make_corruption(settings, device), settings.weight, settings.noise),
+        settings.fit,
+        run_dir,
+        progress,
+        report,
+    )
+    return model, log
+
+
 def evaluate(
     run_dir: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
     device: torch.device | None = None,
+    category: str | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run on the test split, write the metrics into its receipt and return it.
+
+    Parameters
+    ----------
+    data, category
+        What to test on, see :func:`ssae.datasets.open_category`; by default the data of the training. What is
+        given is named in the receipt as ``tested_on``.
 
     Raises
     ------
     RunError
-        If the run is not finished.
+        If the run is not finished or there is no test split.
     DataError
         If the test split cannot be used.
     """
     run = load_run(run_dir, device)
-    category = load_category(data or run.data, run.settings.category, run.settings.resolution)
-    if not category.test_paths:
-        raise RunError(f"{category.root} has no test split to evaluate on")
-    heat = run.heat_maps(category.test_images())
+    where = Path(data or run.data)
+    if category is None and (where / run.settings.category).is_dir():
+        category = run.settings.category
+    test = open_category(where, category, run.settings.resolution)
+    if not test.test_paths:
+        raise RunError(
+            f"{test.root} has no test images to measure on; name a category in the MVTec AD layout: --data"
+        )
+    heat = run.heat_maps(test.test_images())
     receipt = read_json(Path(run_dir) / "receipt.json")
-    receipt["metrics"] = measure(heat, category, run.settings.scoring)
+    receipt["metrics"] = measure(heat, test, run.settings.scoring)
+    if data is not None:
+        receipt["tested_on"] = {
+            "dataset": dataset_name(test),
+            "category": test.name,
+            "split_note": split_note(test),
+            "data_sha256": data_sha256(test),
+        }
     write_json(Path(run_dir) / "receipt.json", receipt)
     return receipt
 
@@ -336,8 +406,10 @@ def drawn_defects(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 def held_out_images(run: Run) -> Tensor:
     """The normal images ``(N, 3, H, W)`` that the run never trained on."""
+    if run.held_out:
+        return load_images(run.held_out, run.settings.resolution)
     category = load_category(run.data, run.settings.category, run.settings.resolution)
-    _, held = hold_out(len(category.train_paths), run.settings.fit.seed)
+    _, held = split(category, run.settings.fit.seed)
     return load_images([category.train_paths[i] for i in held.tolist()], run.settings.resolution)
 
 
@@ -359,12 +431,30 @@ def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run, ready to be applied."""
+    """A trained run, ready to be applied.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode, on ``device``.
+    settings
+        What it was trained with.
+    data
+        Where its training data lay.
+    device
+        Where to apply it.
+    held_out
+        The normal images it never trained on, where that is recorded.
+    calibration
+        Their scores, where they are recorded.
+    """
 
     model: nn.Module
     settings: ExperimentSettings
     data: str
     device: torch.device
+    held_out: tuple[Path, ...] = ()
+    calibration: Calibration | None = None
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, batch_size: int = 32) -> Tensor:
@@ -385,15 +475,49 @@ def load_run(run_dir: str | os.PathLike[str], device: torch.device | None = None
         If the folder holds no finished run or its files do not fit together.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / "config.json").exists():
-        raise RunError(f"{run_dir} holds no run (no config.json); make one with `ssae train`")
+    config = read_config(run_dir)
     if not (run_dir / "weights.safetensors").exists():
         raise RunError(f"{run_dir} is not finished; the same `ssae train` command goes on with it")
-    config = read_json(run_dir / "config.json")
-    if not isinstance(config, dict) or "settings" not in config:
-        raise RunError(f"{run_dir / 'config.json'} is not the config of a run")
     settings = ExperimentSettings.from_json(config["settings"])
-    return load_weights(settings, run_dir / "weights.safetensors", config.get("data", ""), device)
+    run = load_weights(settings, run_dir / "weights.safetensors", config.get("data", ""), device)
+    held_out = tuple(Path(config["root"]) / name for name in config.get("held_out", ()))
+    return replace(run, held_out=held_out, calibration=read_calibration(run_dir / "calibration.json"))
+
+
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """What a run was asked for: ``settings``, ``data`` and, since it was split, ``root`` and ``held_out``.
+
+    Raises
+    ------
+    RunError
+        If the folder holds no run or its ``config.json`` is none.
+    """
+    path = run_dir / "config.json"
+    if not path.exists():
+        raise RunError(f"{run_dir} holds no run (no config.json); make one with `ssae train`")
+    config = read_json(path)
+    if not isinstance(config, dict) or "settings" not in config:
+        raise RunError(f"{path} is not the config of a run")
+    if "held_out" in config and "root" not in config:
+        raise RunError(f"{path} names images held out but not the folder they lie in (root)")
+    return config
+
+
+def read_calibration(path: Path) -> Calibration | None:
+    """The scores of the held-out images of a run, None if it has none.
+
+    Raises
+    ------
+    RunError
+        If the file is damaged.
+    """
+    if not path.exists():
+        return None
+    values = read_json(path)
+    try:
+        return Calibration(tuple(map(float, values["scores"])), tuple(map(float, values["peaks"])))
+    except (TypeError, ValueError, KeyError) as error:
+        raise RunError(f"{path} does not hold the scores of held-out images ({error})") from error
 
 
 def load_weights(
@@ -407,94 +531,33 @@ def load_weights(
         If the file does not hold weights of such a model.
     """
     device = device or default_device()
-    model = settings.build_model()
     try:
-        # Committed weights are stored in half precision; loading them into float32 is exact.
-        model.load_state_dict(load(Path(path).read_bytes()))
-    except (SafetensorError, RuntimeError, OSError) as error:
+        tensors = load(Path(path).read_bytes())
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise RunError(f"{path} does not hold this run's weights ({error})") from error
+    # Compared with a model without memory first, so that absurd settings cost none.
+    with torch.device("meta"):
+        wanted = settings.build_model().state_dict()
+    if faults := misfits(tensors, wanted, exact=False):
+        raise RunError(f"{path} does not hold this run's weights ({faults[0]}; {len(faults)} such faults)")
+    if wrong := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise RunError(f"{path} is damaged: {wrong[0]} has values that are not finite")
+    # Committed weights are stored in half precision; loading them into float32 is exact.
+    model = settings.build_model()
+    model.load_state_dict(tensors)
     return Run(model.to(device).eval(), settings, data, device)
 
 
-def predict(
-    run_dir: str | os.PathLike[str],
-    paths: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
-    device: torch.device | None = None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Score images and write a heat map overlay for each, and all scores to ``scores.csv``.
-
-    Parameters
-    ----------
-    paths
-        Image files, or folders of them.
-    out
-        Folder to write to, made if it is missing.
-
-    Returns
-    -------
-    tuple
-        One row (``file``, ``score``, ``threshold``, ``anomalous``) for each image, and one message for each
-        image that could not be read; those are passed over.
-    """
-    run = load_run(run_dir, device)
-    limit, pixel_limit = thresholds(run)
-    out = Path(out)
-    rows: list[dict[str, Any]] = []
-    failures: list[str] = []
-    taken: set[str] = set()
-    for path in expand(paths):
-        try:
-            image = load_images([path], run.settings.resolution)
-        except DataError as error:
-            failures.append(str(error))
-            continue
-        heat = run.heat_maps(image)
-        score = float(image_scores(heat, run.settings.scoring)[0])
-        # Files of the same name may come from several folders; none may overwrite another.
-        name = unused_name(path.stem, taken)
-        write_atomically(
-            out / f"{name}_heat.png",
-            png(overlay(image[0], heat[0], limits=(pixel_limit / 2, 2 * pixel_limit))),
-        )
-        rows.append({"file": os.fspath(path), "score": score, "threshold": limit, "anomalous": score > limit})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["file", "score", "threshold", "anomalous"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(out / "scores.csv", text.getvalue().encode())
-    return rows, failures
+def calibrate(run: Run) -> Calibration:
+    """The recorded scores of the images the run held out, or else those images scored now."""
+    if run.calibration is not None:
+        return run.calibration
+    return Calibration.of(run.heat_maps(held_out_images(run)), run.settings.scoring)
 
 
 def thresholds(run: Run) -> tuple[float, float]:
     """Largest image score and largest pixel score among the normal images that the run held out."""
-    heat = run.heat_maps(held_out_images(run))
-    return threshold(image_scores(heat, run.settings.scoring), "max"), threshold(heat, "max")
-
-
-def expand(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """Files as they are, folders by the images directly in them."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        found.extend(image_files(path) if path.is_dir() else [path])
-    return found
-
-
-def unused_name(stem: str, taken: set[str]) -> str:
-    """``stem``, or ``stem-2``, ``stem-3`` ... if it is taken; the result is taken from then on."""
-    name, count = stem, 1
-    while name.lower() in taken:
-        count += 1
-        name = f"{stem}-{count}"
-    taken.add(name.lower())
-    return name
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Encode ``(H, W, 3)`` in [0, 1] as PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return calibrate(run).thresholds()[:2]
 
 
 def make_draw(images: Tensor, settings: ExperimentSettings) -> Draw:
@@ -575,7 +638,13 @@ def gather_pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return images[which[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
+def split(category: Category, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a category's training images to train on, and of those held out."""
+    share = HOLD_OUT if category.test_paths else HOLD_OUT_OF_FOLDER
+    return hold_out(len(category.train_paths), seed, share)
+
+
+def hold_out(count: int, seed: int, share: float = HOLD_OUT) -> tuple[Tensor, Tensor]:
     """Split ``count`` normal images at random into indices to train on and indices held out (at least one
     each).
 
@@ -587,7 +656,7 @@ def hold_out(count: int, seed: int) -> tuple[Tensor, Tensor]:
     if count < 2:
         raise RunError(f"training needs at least two normal images, found {count}; add more normal images")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(step_seed(seed, 2**32)))
-    held = max(1, round(HOLD_OUT * count))
+    held = max(1, round(share * count))
     return order[held:].sort().values, order[:held].sort().values
 
 

@@ -1,4 +1,7 @@
-"""Payloads of the live figures: what a chapter's own cell hands to the page.
+"""Models outside Python: payloads of the live figures, and runs as ONNX files for use elsewhere.
+
+:func:`export_run` writes a trained run with everything from the photograph to the verdict in one graph; it is
+explained in chapter 14. The rest is what a chapter's own cell hands to its page.
 
 A payload is one JSON file, ``<name>.json``, with a still picture ``<name>.png`` beside it and, for a
 convolutional model, an ONNX file. Its keys:
@@ -20,15 +23,23 @@ Explained in the back matter of the book.
 from __future__ import annotations
 
 import base64
+import copy
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+
+from ssae.experiment import Run, calibrate
+from ssae.schema import checked, parse_json
+from ssae.scoring import ScoringSettings, heat_map, image_scores
 
 FORMAT = "ssae-live"
 VERSION = 1
@@ -42,6 +53,31 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.Sigmoid: "sigmoid",
 }
+
+
+@dataclass(frozen=True)
+class _Packed:
+    shape: tuple[int, ...]
+    data: str
+
+
+@dataclass(frozen=True)
+class _Layer:
+    weight: _Packed
+    bias: _Packed
+    activation: Literal["identity", "relu", "tanh", "silu", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class _Payload:
+    format: Literal["ssae-live"]
+    version: Literal[1]
+    figure: str
+    settings: dict[str, Any]
+    arrays: dict[str, _Packed]
+    models: dict[str, list[_Layer]]
+    files: dict[str, str]
+    parts: dict[str, str]
 
 
 def encode_array(values: ArrayLike | Tensor) -> dict[str, Any]:
@@ -61,9 +97,20 @@ def encode_array(values: ArrayLike | Tensor) -> dict[str, Any]:
 
 
 def decode_array(record: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Unpack what :func:`encode_array` packed."""
-    flat = np.frombuffer(base64.b64decode(record["data"]), dtype="<f4")
-    return flat.reshape(record["shape"]).astype(np.float32)
+    """Unpack what :func:`encode_array` packed.
+
+    Raises
+    ------
+    ValueError
+        If the record is malformed, its data do not fill its shape, or a value is not finite.
+    """
+    packed = checked(_Packed, record, "array")
+    flat = np.frombuffer(base64.b64decode(packed.data, validate=True), dtype="<f4")
+    if min(packed.shape, default=0) < 0 or math.prod(packed.shape) != flat.size:
+        raise ValueError(f"array of shape {packed.shape} does not hold {flat.size} numbers")
+    if not np.isfinite(flat).all():
+        raise ValueError("array has values that are not finite")
+    return flat.reshape(packed.shape).astype(np.float32)
 
 
 def mlp_layers(model: nn.Module) -> list[dict[str, Any]]:
@@ -208,20 +255,50 @@ def write_payload(
 
 
 def read_payload(path: Path | str) -> dict[str, Any]:
-    """Read a payload and check that this code understands it.
+    """Read a payload and check all of it: keys, types, shapes, and that layers fit each other.
 
     Raises
     ------
     ValueError
-        If the file is not a payload of this version.
+        If the file is not a whole payload of this version; names the file and the place in it.
     """
-    payload: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    payload = parse_json(Path(path).read_bytes(), str(path))
+    if not isinstance(payload, dict):
+        raise ValueError(f"{path}: expected a {FORMAT} payload, found no object")
     if payload.get("format") != FORMAT or payload.get("version") != VERSION:
         raise ValueError(
             f"{path}: expected a {FORMAT} payload of version {VERSION}, found {payload.get('format')!r} "
             f"version {payload.get('version')!r}; run the chapter that writes it again"
         )
+    checked(_Payload, payload, str(path))
+    for name, record in payload["arrays"].items():
+        _decoded(record, f"{path}: array {name!a}")
+    for name, layers in payload["models"].items():
+        _check_layers(layers, f"{path}: model {name!a}")
+    for name in (*payload["files"].values(), *payload["parts"].values()):
+        # The page fetches these from the payload's own folder, and from nowhere else.
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"{path}: {name!a} is no plain file name")
     return payload
+
+
+def _decoded(record: Mapping[str, Any], where: str) -> NDArray[np.float32]:
+    try:
+        return decode_array(record)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_layers(layers: list[dict[str, Any]], where: str) -> None:
+    width = None
+    for index, layer in enumerate(layers):
+        weight = _decoded(layer["weight"], f"{where}, layer {index}")
+        bias = _decoded(layer["bias"], f"{where}, layer {index}")
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or width not in (None, weight.shape[1]):
+            raise ValueError(f"{where}: layer {index} of shape {weight.shape} does not fit the one before it")
+        width = weight.shape[0]
+    if width is None:
+        raise ValueError(f"{where}: it has no layer")
 
 
 def export_onnx(model: nn.Module, example: Tensor, path: Path | str, tolerance: float = 1e-4) -> float:
@@ -277,5 +354,146 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path | str, tolerance: 
     with torch.no_grad():
         gap = float(np.abs(np.asarray(there) - model(example).numpy()).max())
     if gap > tolerance:
+        raise ValueError(f"{path}: ONNX and torch differ by {gap:.2g}, more than {tolerance:g}")
+    return gap
+
+
+# A run for use elsewhere
+
+
+class Inspector(nn.Module):
+    """From photographs to verdicts in one graph: resize, reconstruct, compare, filter, score, decide.
+
+    Parameters
+    ----------
+    model
+        ``(B, 3, R, R)`` in [0, 1] to the same shape.
+    scoring
+        How the difference becomes a heat map and a score.
+    resolution
+        R, the side of the images the model was trained on.
+    threshold
+        Score above which a photograph is anomalous.
+    """
+
+    def __init__(self, model: nn.Module, scoring: ScoringSettings, resolution: int, threshold: float) -> None:
+        super().__init__()
+        self.model, self.scoring = model, scoring
+        self.resolution, self.threshold = resolution, threshold
+
+    def forward(self, photographs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Photographs ``(B, H, W, 3)``, uint8 and of any size, to heat maps ``(B, R, R)``, scores ``(B,)``
+        and whether each score is above the threshold, ``(B,)`` bool.
+        """
+        pixels = photographs.permute(0, 3, 1, 2).float()
+        # One axis after the other, in 8 bits after each, as Pillow resizes what the model was trained on.
+        pixels = (pixels @ lanczos(pixels.shape[3], self.resolution).T).clamp(0, 255).round()
+        pixels = (lanczos(pixels.shape[2], self.resolution) @ pixels).clamp(0, 255).round()
+        images = pixels / 255
+        heat = heat_map(images, self.model(images), self.scoring)
+        scores = image_scores(heat, self.scoring)
+        return heat, scores, scores > self.threshold
+
+
+def lanczos(before: int, after: int) -> Tensor:
+    """Matrix ``(after, before)`` that resizes one axis by Lanczos interpolation, three lobes wide.
+
+    The filter grows with the reduction, so nothing aliases; for equal sizes it is the identity.
+    """
+    scale = before / after
+    reach = scale if after <= before else 1.0
+    places = torch.arange(before, dtype=torch.float32) + 0.5
+    centres = (torch.arange(after, dtype=torch.float32) + 0.5) * scale
+    distance = (places[None, :] - centres[:, None]) / reach
+    angle = math.pi * torch.where(distance == 0, 1.0, distance)
+    lobes = torch.where(distance == 0, 1.0, 3 * torch.sin(angle) * torch.sin(angle / 3) / angle.square())
+    weights = torch.where(distance.abs() < 3, lobes, 0.0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+def export_run(run: Run, path: Path | str, rate: float = 0.0, tolerance: float = 1e-4) -> float:
+    """Write a run as one ONNX file that takes photographs of any size and gives verdicts.
+
+    Input ``photographs`` ``(B, H, W, 3)`` uint8, RGB; outputs ``heat_map`` ``(B, R, R)``, ``score`` ``(B,)``,
+    ``anomalous`` ``(B,)``. Both thresholds, the resolution and the settings lie in the file's metadata.
+
+    Parameters
+    ----------
+    run
+        See :func:`ssae.experiment.load_run`.
+    path
+        File to write.
+    rate
+        Share of the held-out images that may lie above the thresholds.
+    tolerance
+        Largest difference of heat maps and scores allowed between onnxruntime and torch, where onnxruntime is
+        installed.
+
+    Returns
+    -------
+    float
+        Largest such difference; ``nan`` where onnxruntime is not installed.
+
+    Raises
+    ------
+    ImportError
+        If onnxscript is not installed, which torch writes ONNX with.
+    ValueError
+        If the two differ by more than ``tolerance``; nothing is left behind then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image_limit, pixel_limit, _ = calibrate(run).thresholds(rate)
+    model = copy.deepcopy(run.model).float().cpu().to(memory_format=torch.contiguous_format).eval()
+    side = run.settings.resolution
+    inspector = Inspector(model, run.settings.scoring, side, image_limit).eval()
+    generator = torch.Generator().manual_seed(0)
+
+    def photographs(*shape: int) -> Tensor:
+        return torch.randint(256, (*shape, 3), generator=generator, dtype=torch.uint8)
+
+    program = torch.onnx.export(
+        inspector,
+        (photographs(2, 2 * side + 3, side + 5),),
+        dynamo=True,
+        input_names=["photographs"],
+        output_names=["heat_map", "score", "anomalous"],
+        dynamic_shapes=(
+            {
+                0: torch.export.Dim("batch", min=1, max=1024),
+                1: torch.export.Dim("height", min=16, max=2**14),
+                2: torch.export.Dim("width", min=16, max=2**14),
+            },
+        ),
+        external_data=False,
+        verbose=False,
+    )
+    if program is None:
+        raise ValueError("torch.onnx.export gave no program for this model")
+    program.optimize()
+    program.model.metadata_props.update(
+        {
+            "threshold": repr(image_limit),
+            "pixel_threshold": repr(pixel_limit),
+            "resolution": str(side),
+            "settings": json.dumps(run.settings.to_json()),
+        }
+    )
+    program.save(str(path), external_data=False)
+    try:
+        import onnxruntime
+    except ImportError:
+        return float("nan")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    gap = 0.0
+    for batch in (photographs(2, side, side), photographs(1, 3 * side + 1, 2 * side - 7)):
+        with torch.no_grad():
+            here = inspector(batch)[:2]
+        there = session.run(["heat_map", "score"], {"photographs": batch.numpy()})
+        gap = max(
+            gap, *(float(np.abs(a.numpy() - np.asarray(b)).max()) for a, b in zip(here, there, strict=True))
+        )
+    if gap > tolerance:
+        path.unlink()
         raise ValueError(f"{path}: ONNX and torch differ by {gap:.2g}, more than {tolerance:g}")
     return gap

@@ -6,6 +6,7 @@ vision), every scalar field from a perceptually uniform colour map: no figure re
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colormaps
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +29,7 @@ __all__ = [
     "as_image",
     "draw_mask",
     "overlay",
+    "png",
     "show_heat_maps",
     "show_images",
     "show_scores",
@@ -175,6 +178,14 @@ def overlay(
     colours = (colormaps[colormap] if isinstance(colormap, str) else colormap)(level)[..., :3]
     weight = (opacity * level)[..., None]
     return np.clip((1.0 - weight) * base + weight * colours, 0.0, 1.0)
+
+
+def png(pixels: NDArray[Any]) -> bytes:
+    """Encode an image ``(H, W)`` or ``(H, W, 3)``, values in [0, 1], as PNG."""
+    buffer = io.BytesIO()
+    # Heat maps are written by the thousand; a higher level takes five times as long for a tenth of the size.
+    Image.fromarray((pixels * 255).round().astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def draw_mask(axes: Axes, mask: ArrayLike, *, colour: str = PALETTE["second"], width: float = 1.2) -> None:

@@ -8,9 +8,11 @@ passes are the book's own choice. Explained in chapter 11.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -147,3 +149,93 @@ def threshold(normal_scores: Tensor, rule: str = "quantile", level: float = 0.99
     if rule == "sigma":
         return float(scores.mean() + level * scores.std(correction=0))
     raise ValueError(f"rule must be one of {', '.join(THRESHOLD_RULES)}, got {rule!r}")
+
+
+@dataclass(frozen=True)
+class FalseAlarms:
+    """What a threshold taken from normal scores says about the false alarms to come.
+
+    Parameters
+    ----------
+    images
+        Held-out normal images.
+    above
+        How many of them lie above the threshold.
+    expected
+        Mean share of normal images that will.
+    low, high
+        Ends of the two-sided interval that holds this share with the asked confidence.
+    confidence
+        That confidence, in (0, 1).
+    """
+
+    images: int
+    above: int
+    expected: float
+    low: float
+    high: float
+    confidence: float
+
+
+def false_alarms(images: int, above: int, confidence: float = 0.95) -> FalseAlarms:
+    """Share of normal images beyond the ``above + 1``-th largest of ``images`` held-out normal scores.
+
+    Exact for any continuous distribution of independent scores: the share follows a beta distribution with
+    parameters ``above + 1`` and ``images - above``. Its upper end is that of the interval of Clopper and
+    Pearson. Explained in chapter 14.
+
+    Raises
+    ------
+    ValueError
+        If the numbers do not fit each other.
+    """
+    if not 0 <= above < images or not 0 < confidence < 1:
+        raise ValueError(
+            f"above must lie in [0, images) and confidence in (0, 1), got {above} of {images}, {confidence}"
+        )
+    share = stats.beta(above + 1, images - above)
+    low, high = share.interval(confidence)
+    return FalseAlarms(images, above, float(share.mean()), float(low), float(high), confidence)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of held-out normal images, from which any threshold follows.
+
+    Parameters
+    ----------
+    scores
+        Image score of each.
+    peaks
+        Largest value of each heat map.
+    """
+
+    scores: tuple[float, ...]
+    peaks: tuple[float, ...]
+
+    @classmethod
+    def of(cls, heat: Tensor, settings: ScoringSettings) -> Calibration:
+        """From the heat maps ``(N, H, W)`` of held-out normal images."""
+        return cls(tuple(image_scores(heat, settings).tolist()), tuple(heat.flatten(1).amax(1).tolist()))
+
+    def thresholds(self, rate: float = 0.0) -> tuple[float, float, FalseAlarms]:
+        """Threshold of image scores, threshold of pixels, and what the former says about false alarms.
+
+        Each is the smallest that leaves at most the share ``rate`` of the held-out images above it; an image
+        is above the pixel threshold if any of its pixels is.
+
+        Raises
+        ------
+        ValueError
+            If ``rate`` is not in [0, 1) or there are no scores, or one is not finite.
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"the rate of false alarms must lie in [0, 1), got {rate}")
+        above = math.floor(rate * len(self.scores) + 1e-9)
+
+        def cut(values: Sequence[float]) -> float:
+            if not values or not all(map(math.isfinite, values)):
+                raise ValueError("a threshold needs at least one normal score, and all of them finite")
+            return sorted(values, reverse=True)[above]
+
+        return cut(self.scores), cut(self.peaks), false_alarms(len(self.scores), above)

@@ -3,13 +3,11 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ssae import experiment, receipts
-from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, predict, train, validate
+from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, train, validate
 from ssae.models import ModelSettings
 from ssae.textures import make_textures
 from ssae.training import FitSettings
@@ -95,23 +93,6 @@ def test_a_foreign_folder_is_not_touched(data, tmp_path):
     with pytest.raises(RunError, match="choose another folder"):
         train(small(), data, tmp_path, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
-
-
-def test_prediction_writes_overlays_and_scores_and_passes_over_bad_files(run_dir, data, tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "bad.png").write_bytes(b"no image")
-    Image.fromarray(np.zeros((40, 50), np.uint8)).save(tmp_path / "a" / "000.png")
-    rows, failures = predict(run_dir, [data / "brick/test/good", tmp_path / "a"], tmp_path / "out")
-    assert len(rows) == 4
-    assert len(failures) == 1
-    assert "bad.png" in failures[0]
-    assert len(list((tmp_path / "out").glob("*_heat.png"))) == 4, (
-        "files of one name must not overwrite each other"
-    )
-    lines = (tmp_path / "out" / "scores.csv").read_text().splitlines()
-    assert lines[0] == "file,score,threshold,anomalous"
-    assert len(lines) == 5
-    assert all(row["anomalous"] == (row["score"] > row["threshold"]) for row in rows)
 
 
 def test_threshold_is_the_largest_held_out_score(run_dir):

@@ -1,0 +1,240 @@
+"""The method in five lines: a detector with the interface of scikit-learn's outlier detectors.
+
+Explained in chapter 14.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from ssae.datasets import load_folder, photo_tensor, read_photo
+from ssae.experiment import (
+    HOLD_OUT_OF_FOLDER,
+    ExperimentSettings,
+    Run,
+    calibrate,
+    hold_out,
+    learn,
+    load_run,
+    weights_of,
+)
+from ssae.inspection import Decision
+from ssae.receipts import RunError, write_json
+from ssae.scoring import Calibration, ScoringSettings, image_scores
+from ssae.training import default_device, write_atomically
+
+#: A folder of photographs, or photographs: files, 8-bit arrays ``(H, W)`` or ``(H, W, 3)``, Pillow images.
+Photographs: TypeAlias = (
+    "str | os.PathLike[str] | Sequence[str | os.PathLike[str] | NDArray[np.uint8] | Image.Image]"
+)
+
+
+class Detector(OutlierMixin, BaseEstimator):
+    """Learn what good parts look like, and find what is different.
+
+    The conventions are scikit-learn's: a higher score is more normal, and a verdict is 1 for normal, -1 for
+    anomalous. A saved detector is a run, which ``ssae predict`` applies as well.
+
+    Parameters
+    ----------
+    steps, minutes
+        Length of training; give at most one. By default that of :class:`ssae.experiment.ExperimentSettings`.
+    resolution
+        Height and width in pixels to which photographs are resized.
+    symmetry
+        How a good part may lie and still be good: ``"none"``, ``"flips"``, ``"rotations"``, ``"all"``.
+    texture
+        Whether the photographs show a surface that looks alike everywhere, such as cloth.
+    preset
+        Model: ``"lite"`` for CPUs, ``"full"`` for GPUs.
+    false_alarms
+        Share of the held-out normal photographs that may lie beyond the threshold, in [0, 1).
+    seed
+        Seed of everything random.
+    verbose
+        Whether to show progress.
+
+    Attributes
+    ----------
+    offset_
+        The threshold of :meth:`score_samples`.
+    decision_
+        The thresholds and what they say about false alarms, in words when printed.
+    run_
+        The trained run.
+
+    Examples
+    --------
+    Crops of a brick wall, and a training that is far too short to be of use:
+
+    >>> from skimage import data
+    >>> from ssae.detector import Detector
+    >>> wall = data.brick()
+    >>> photographs = [wall[y : y + 64, x : x + 64] for y in range(0, 448, 64) for x in range(0, 448, 64)]
+    >>> detector = Detector(steps=2, resolution=32, texture=True).fit(photographs)
+    >>> detector.decision_.false_alarms.images
+    10
+    >>> scratched = photographs[0].copy()
+    >>> scratched[30:34] = 255
+    >>> detector.predict([scratched])
+    array([-1])
+    >>> detector.heat_maps([scratched]).shape
+    (1, 32, 32)
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        resolution: int = 128,
+        symmetry: str = "none",
+        texture: bool = False,
+        preset: str = "lite",
+        false_alarms: float = 0.0,
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.steps = steps
+        self.minutes = minutes
+        self.resolution = resolution
+        self.symmetry = symmetry
+        self.texture = texture
+        self.preset = preset
+        self.false_alarms = false_alarms
+        self.seed = seed
+        self.verbose = verbose
+
+    def fit(self, X: Photographs, y: None = None) -> Detector:
+        """Train on photographs of normal parts; a fifth of them is held out to set the threshold.
+
+        Raises
+        ------
+        RunError
+            If there are fewer than two photographs.
+        DataError
+            If one cannot be read.
+        """
+        settings = ExperimentSettings(
+            "photographs",
+            preset=self.preset,
+            resolution=self.resolution,
+            symmetry=self.symmetry,
+            crop=self.resolution // 2 if self.texture else None,
+            scoring=ScoringSettings.for_resolution(self.resolution),
+        )
+        steps = self.steps if self.steps or self.minutes else settings.fit.steps
+        settings = replace(
+            settings, fit=replace(settings.fit, steps=steps, minutes=self.minutes, seed=self.seed)
+        )
+        images = torch.cat(list(_batches(X, self.resolution)))
+        kept, held = hold_out(len(images), self.seed, HOLD_OUT_OF_FOLDER)
+        device = default_device()
+        model, _ = learn(settings, images[kept], device, progress=self.verbose)
+        run = Run(model, settings, "", device)
+        calibration = Calibration.of(run.heat_maps(images[held]), settings.scoring)
+        return self._take(replace(run, calibration=calibration))
+
+    def score_samples(self, X: Photographs) -> NDArray[np.float64]:
+        """Score of each photograph ``(N,)``, lower where it is less normal: the image score, negated."""
+        check_is_fitted(self)
+        scores = [-image_scores(heat, self.run_.settings.scoring).numpy() for heat in self._heat(X)]
+        return np.concatenate(scores).astype(np.float64)
+
+    def decision_function(self, X: Photographs) -> NDArray[np.float64]:
+        """Distance from the threshold ``(N,)``, negative for anomalous photographs."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Photographs) -> NDArray[np.int64]:
+        """1 for each normal photograph, -1 for each anomalous one: ``(N,)``."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def heat_maps(self, X: Photographs) -> NDArray[np.float32]:
+        """Heat map of each photograph, ``(N, resolution, resolution)``, larger where it is less normal."""
+        check_is_fitted(self)
+        return np.concatenate([heat.numpy() for heat in self._heat(X)])
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the detector as a run.
+
+        Raises
+        ------
+        RunError
+            If the folder is not empty.
+        """
+        check_is_fitted(self)
+        folder = Path(folder)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder} is not empty; save into a new folder")
+        write_json(folder / "config.json", {"settings": self.run_.settings.to_json(), "data": ""})
+        write_json(folder / "calibration.json", asdict(calibrate(self.run_)))
+        write_atomically(folder / "weights.safetensors", save(weights_of(self.run_.model)))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], false_alarms: float = 0.0) -> Detector:
+        """Read a detector from a run, its own or one of ``ssae train``.
+
+        Raises
+        ------
+        RunError
+            If the folder holds no finished run.
+        """
+        run = load_run(folder)
+        settings = run.settings
+        detector = cls(
+            steps=settings.fit.steps,
+            minutes=settings.fit.minutes,
+            resolution=settings.resolution,
+            symmetry=settings.symmetry,
+            texture=settings.crop is not None,
+            preset=settings.preset,
+            false_alarms=false_alarms,
+            seed=settings.fit.seed,
+        )
+        return detector._take(run)
+
+    def _take(self, run: Run) -> Detector:
+        self.run_ = run
+        self.decision_ = Decision.of(run, self.false_alarms)
+        self.offset_ = -self.decision_.image
+        return self
+
+    def _heat(self, photographs: Photographs) -> Iterator[Tensor]:
+        for images in _batches(photographs, self.run_.settings.resolution):
+            yield self.run_.heat_maps(images)
+
+
+def _batches(photographs: Photographs, resolution: int, size: int = 32) -> Iterator[Tensor]:
+    if isinstance(photographs, (str, os.PathLike)):
+        photographs = load_folder(photographs, resolution).train_paths
+    if len(photographs) == 0:
+        raise RunError("no photographs were given")
+    for start in range(0, len(photographs), size):
+        yield torch.stack([_tensor(p, resolution) for p in photographs[start : start + size]])
+
+
+def _tensor(photograph: str | os.PathLike[str] | NDArray[np.uint8] | Image.Image, resolution: int) -> Tensor:
+    if isinstance(photograph, (str, os.PathLike)):
+        return photo_tensor(read_photo(photograph), resolution)
+    if not isinstance(photograph, Image.Image):
+        array = np.asarray(photograph)
+        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
+            raise RunError(
+                f"a photograph must be (H, W) or (H, W, 3) with values of 8 bits (uint8, 0 to 255), got "
+                f"{array.dtype} of shape {array.shape}; convert it first"
+            )
+        photograph = Image.fromarray(array)
+    return photo_tensor(photograph.convert("RGB"), resolution)

@@ -1,0 +1,359 @@
+"""Apply a run to photographs, as many as there are: read ahead, score in batches, write behind.
+
+Photographs are decoded and results written by worker threads while the model works, and never more than a few
+batches are held in memory. Explained in chapter 14.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from ssae.datasets import DataError, photo_tensor, read_photo, tree_files
+from ssae.experiment import Run, calibrate
+from ssae.plotting import HEAT
+from ssae.receipts import RunError
+from ssae.report import Report
+from ssae.scoring import FalseAlarms, image_scores
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+BATCH = 8
+#: Longest side in pixels of a heat map picture; a photograph from a camera is shown smaller.
+PICTURE = 1024
+FOLDERS = ("heat_maps", "masks", "maps")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found on one photograph.
+
+    Parameters
+    ----------
+    file
+        The photograph.
+    score, threshold, anomalous
+        Its anomaly score, and whether that is above the threshold.
+    marked
+        Share of its pixels in the mask, in [0, 1].
+    heat_map, mask, map
+        Files written, relative to the output folder; ``map`` is empty unless raw maps were asked for.
+    """
+
+    file: str
+    score: float
+    threshold: float
+    anomalous: bool
+    marked: float
+    heat_map: str
+    mask: str
+    map: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file that could not be read, and why."""
+
+    file: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Thresholds of image and pixel scores, and the false alarms to expect of the former."""
+
+    image: float
+    pixel: float
+    false_alarms: FalseAlarms
+
+    @classmethod
+    def of(cls, run: Run, rate: float = 0.0) -> Decision:
+        """From the images the run held out, see :meth:`ssae.scoring.Calibration.thresholds`."""
+        return cls(*calibrate(run).thresholds(rate))
+
+    def __str__(self) -> str:
+        f = self.false_alarms
+        return (
+            f"threshold {self.image:.6f}: {f.above} of {f.images} held-out good photographs score higher. Of "
+            f"good ones to come, taken in the same way, it will flag {100 * f.expected:.1f} %, give or take: "
+            f"between {100 * f.low:.1f} and {100 * f.high:.1f} % with {100 * f.confidence:.0f} % confidence"
+        )
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A decoded photograph: the model's input ``(3, R, R)``, a picture to draw on, and its own size."""
+
+    file: Path
+    name: str
+    pixels: Tensor
+    picture: Image.Image
+    size: tuple[int, int]
+
+
+def inspect(
+    run: Run,
+    paths: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    decision: Decision | None = None,
+    maps: bool = False,
+    workers: int | None = None,
+) -> Iterator[Finding | Failure]:
+    """Score photographs one after the other and write what was found; work is done as the result is consumed.
+
+    Writes into ``out``: ``heat_maps/NAME.png``, the photograph with what is wrong laid over it;
+    ``masks/NAME.png`` at the photograph's own size, 255 where a pixel is above the pixel threshold;
+    ``scores.csv``; ``scores.jsonl`` with the field names of anomalib's predictions; ``report.html``, one file
+    to be opened in a browser. The names keep the subfolders of a given folder.
+
+    Parameters
+    ----------
+    run
+        See :func:`ssae.experiment.load_run`.
+    paths
+        Image files, or folders of them, which are searched with all folders inside.
+    out
+        Folder to write to, made if it is missing.
+    decision
+        Thresholds; by default the largest values among the images the run held out.
+    maps
+        Whether to write raw heat maps too, ``maps/NAME.tiff`` in float32 at the photograph's own size: the
+        form that the evaluation code of MVTec AD reads.
+    workers
+        Threads that decode, and as many that write; by default one for each processor.
+
+    Yields
+    ------
+    Finding or Failure
+        For each file in turn. A file that cannot be read stops nothing.
+
+    Raises
+    ------
+    RunError
+        If ``out`` lies where the photographs are.
+    DataError
+        If a given folder is missing or holds no image.
+    OSError
+        If ``out`` cannot be written.
+    """
+    out = Path(out)
+    items = files(paths, out)
+    first = list(islice(items, 1))  # what is wrong with the request shows before anything is written
+    decision = decision or Decision.of(run)
+    workers = workers or min(8, os.cpu_count() or 1)
+    for folder in FOLDERS[: 3 if maps else 2]:
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    report = Report(out / "report.html", str(decision))
+
+    def decode(item: tuple[Path, str]) -> _Photo | Failure:
+        return _decode(*item, resolution=run.settings.resolution)
+
+    def write(item: tuple[_Photo, Tensor, float] | Failure) -> Finding | Failure:
+        if isinstance(item, Failure):
+            report.failure(item.file, item.message)
+            return item
+        photo, heat, score = item
+        finding, drawn = _write(photo, heat.numpy(), score, decision, out, maps)
+        report.finding(finding.file, finding.score, finding.anomalous, finding.marked, photo.picture, drawn)
+        return finding
+
+    # Two pools: photographs that wait to be written must not keep the next ones from being read.
+    readers, writers = ThreadPoolExecutor(workers), ThreadPoolExecutor(workers)
+    try:
+        with _Tables(out) as tables:
+            photos = in_order(readers, decode, chain(first, items), 4 * BATCH)
+            for found in in_order(writers, write, _scored(run, photos), 4 * BATCH):
+                tables.add(found)
+                yield found
+        report.write()
+    finally:
+        readers.shutdown(cancel_futures=True)
+        writers.shutdown(cancel_futures=True)
+
+
+def _scored(run: Run, photos: Iterator[_Photo | Failure]) -> Iterator[tuple[_Photo, Tensor, float] | Failure]:
+    while batch := list(islice(photos, BATCH)):
+        good = [photo for photo in batch if isinstance(photo, _Photo)]
+        if good:
+            heat = run.heat_maps(torch.stack([photo.pixels for photo in good]))
+            scores = image_scores(heat, run.settings.scoring).tolist()
+            scored = iter(zip(good, heat, scores, strict=True))
+        for photo in batch:
+            yield photo if isinstance(photo, Failure) else next(scored)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int
+) -> Iterator[B]:
+    """``map(function, items)`` in a pool, at most ``ahead`` results in advance: memory stays bounded."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
+    """Each image file and the name of its results: files as they are, folders with all folders inside.
+
+    Raises
+    ------
+    DataError
+        If a folder holds no image.
+    RunError
+        If results in ``out`` would lie among the photographs.
+    """
+    if isinstance(paths, Sequence):  # all at once, before anything is written
+        for path in paths:
+            _check_apart(Path(path), Path(out))
+    taken: set[str] = set()
+    for path in map(Path, paths):
+        _check_apart(path, Path(out))
+        if not path.is_dir():
+            yield path, unused_name(path.stem, taken)
+            continue
+        found = False
+        for file in tree_files(path):
+            found = True
+            yield file, unused_name(file.relative_to(path).with_suffix("").as_posix(), taken)
+        if not found:
+            raise RunError(f"{path} holds no image, nor do the folders in it; give PNG or JPEG files")
+
+
+def _check_apart(path: Path, out: Path) -> None:
+    place = path.resolve()
+    out = out.resolve()
+    results = {out / folder for folder in FOLDERS}
+    if (path.is_dir() and place in (out, *out.parents)) or results & {place, *place.parents}:
+        raise RunError(
+            f"{out}: the results would lie among the photographs ({path}) and be taken for some the next "
+            f"time; give --out a folder elsewhere"
+        )
+
+
+def unused_name(name: str, taken: set[str]) -> str:
+    """``name``, or ``name-2``, ``name-3`` ... if it is taken; the result is taken from then on."""
+    unused, count = name, 1
+    while unused.lower() in taken:
+        count += 1
+        unused = f"{name}-{count}"
+    taken.add(unused.lower())
+    return unused
+
+
+def _decode(file: Path, name: str, resolution: int) -> _Photo | Failure:
+    try:
+        photo = read_photo(file)
+    except DataError as error:
+        return Failure(os.fspath(file), str(error))
+    pixels = photo_tensor(photo, resolution)
+    picture, size = photo, photo.size
+    if max(size) > PICTURE:
+        picture = photo.copy()
+        picture.thumbnail((PICTURE, PICTURE))
+    return _Photo(file, name, pixels, picture.convert("RGB"), size)
+
+
+def _write(
+    photo: _Photo, heat: np.ndarray, score: float, decision: Decision, out: Path, maps: bool
+) -> tuple[Finding, Image.Image]:
+    drawn = draw_heat(photo.picture, heat, (decision.pixel / 2, 2 * decision.pixel))
+    places = {folder: f"{folder}/{photo.name}.png" for folder in FOLDERS[:2]}
+    full = Image.fromarray(heat)
+    if full.size != photo.size:
+        full = full.resize(photo.size, Image.Resampling.BILINEAR)
+    marked = np.asarray(full) > decision.pixel
+    mask = Image.fromarray(marked.astype(np.uint8) * np.uint8(255))
+    _save(drawn, out / places["heat_maps"], "PNG")
+    _save(mask, out / places["masks"], "PNG")
+    if maps:
+        places["maps"] = f"maps/{photo.name}.tiff"
+        _save(full, out / places["maps"], "TIFF")
+    return Finding(
+        os.fspath(photo.file),
+        score,
+        decision.image,
+        score > decision.image,
+        float(marked.mean()),
+        places["heat_maps"],
+        places["masks"],
+        places.get("maps", ""),
+    ), drawn
+
+
+def _save(image: Image.Image, path: Path, kind: str) -> None:
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Results are written by the thousand; more compression takes five times as long for a tenth of the size.
+    image.save(path, kind, **({"compress_level": 1} if kind == "PNG" else {}))
+
+
+def draw_heat(picture: Image.Image, heat: np.ndarray, limits: tuple[float, float]) -> Image.Image:
+    """The heat map ``(H, W)``, scaled up, over an RGB picture: :func:`ssae.plotting.overlay` in 8 bits."""
+    low, high = limits
+    level = np.clip((heat - low) * (255 / max(high - low, 1e-12)), 0, 255).round().astype(np.uint8)
+    grey = Image.fromarray(level)
+    if grey.size != picture.size:
+        grey = grey.resize(picture.size, Image.Resampling.BILINEAR)
+    colours = grey.copy()
+    colours.putpalette(_PALETTE)
+    return Image.composite(colours.convert("RGB"), picture, grey.point(_OPACITY))
+
+
+_PALETTE = (colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes()
+_OPACITY = [round(0.85 * value) for value in range(256)]
+
+
+class _Tables:
+    """``scores.csv`` for people, ``scores.jsonl`` for programs, at any time complete up to the last row."""
+
+    def __init__(self, out: Path) -> None:
+        # A file name may hold bytes that are no text; they are written as they are.
+        self.csv = open(out / "scores.csv", "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        self.jsonl = open(out / "scores.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+        self.writer = csv.writer(self.csv, lineterminator="\n")
+        self.writer.writerow([*Finding.__dataclass_fields__, "error"])
+
+    def __enter__(self) -> _Tables:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.csv.close()
+        self.jsonl.close()
+
+    def add(self, found: Finding | Failure) -> None:
+        if isinstance(found, Failure):
+            blank = [""] * (len(Finding.__dataclass_fields__) - 1)
+            self.writer.writerow([found.file, *blank, found.message])
+            record: dict[str, Any] = {"image_path": found.file, "error": found.message}
+        else:
+            self.writer.writerow([*asdict(found).values(), ""])
+            record = {
+                "image_path": found.file,
+                "pred_score": found.score,
+                "pred_label": found.anomalous,
+                "pred_mask": found.mask,
+                "anomaly_map": found.map or None,
+                "threshold": found.threshold,
+                "heat_map": found.heat_map,
+            }
+        self.jsonl.write(json.dumps(record) + "\n")
+        self.csv.flush()
+        self.jsonl.flush()

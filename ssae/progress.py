@@ -1,0 +1,120 @@
+"""A look at a training while it runs: defects drawn on held-out normal images, measured and shown.
+
+The defects share no code with the training corruption, so a number that rises says that the model learns to
+find what it was never shown. Explained in chapter 14.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ssae import metrics
+from ssae.plotting import overlay, png
+from ssae.scoring import ScoringSettings, heat_map, image_scores
+from ssae.training import FitSettings, LogRow, write_atomically
+
+
+class Progress:
+    """Measure drawn defects at a few points of a training; to be called with every row of its log.
+
+    Writes ``scores.csv`` and, for each point, a sheet of pictures ``step-N.png`` with one column for each
+    example: the defective image, its true defect, the repair, the heat map.
+
+    Parameters
+    ----------
+    normal
+        Held-out normal images ``(N, 3, H, W)`` in [0, 1].
+    defective
+        Images with a defect, same shape.
+    masks
+        Their defects, ``(N, H, W)``, bool.
+    scoring
+        How heat maps become scores.
+    fit
+        Length of the training.
+    folder
+        Where to write, made if it is missing.
+    """
+
+    #: More images than this would take time from the training and hardly change the number.
+    IMAGES = 16
+    COLUMNS = 6
+    #: Shares of the training after which it is measured.
+    POINTS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+    def __init__(
+        self,
+        normal: Tensor,
+        defective: Tensor,
+        masks: Tensor,
+        scoring: ScoringSettings,
+        fit: FitSettings,
+        folder: Path,
+    ) -> None:
+        self.images = torch.cat([normal, defective])
+        self.masks = torch.cat([torch.zeros_like(masks), masks])
+        self.scoring, self.fit, self.folder = scoring, fit, folder
+        self.reached = 0.0
+
+    def __call__(self, model: nn.Module, row: LogRow) -> None:
+        """Measure if one of the points was passed since the row before."""
+        if self.fit.steps is not None:
+            share = row.step / self.fit.steps
+        else:
+            assert self.fit.minutes is not None
+            share = row.seconds / (60 * self.fit.minutes)
+        before, self.reached = self.reached, share
+        if share < 1 and any(before < point <= share for point in self.POINTS):
+            self.measure(model, row)
+
+    def measure(self, model: nn.Module, row: LogRow) -> dict[str, float]:
+        """Image and pixel AUROC of the drawn defects, written down and drawn."""
+        repaired = self._apply(model)
+        heat = heat_map(self.images, repaired, self.scoring)
+        measured = {
+            "image_auroc": metrics.image_auroc(
+                image_scores(heat, self.scoring), self.masks.flatten(1).any(1)
+            ),
+            "pixel_auroc": metrics.pixel_auroc(heat, self.masks),
+        }
+        name = f"step-{row.step:07d}.png"
+        write_atomically(self.folder / name, png(self._sheet(repaired, heat)))
+        log = self.folder / "scores.csv"
+        if not log.exists():
+            log.write_text("step,seconds,image_auroc,pixel_auroc\n")
+        with open(log, "a") as file:
+            file.write(
+                f"{row.step},{row.seconds:.1f},{measured['image_auroc']:.4f},{measured['pixel_auroc']:.4f}\n"
+            )
+        tqdm.write(
+            f"step {row.step}, {row.seconds / 60:.1f} min: of defects drawn on {len(self.images) // 2} "
+            f"held-out images, image AUROC {measured['image_auroc']:.3f}, pixel AUROC "
+            f"{measured['pixel_auroc']:.3f}; see {self.folder / name}"
+        )
+        return measured
+
+    @torch.no_grad()
+    def _apply(self, model: nn.Module) -> Tensor:
+        device = next(model.parameters()).device
+        training = model.training
+        model.eval()
+        repaired = torch.cat([model(batch.to(device)).float().cpu() for batch in self.images.split(8)])
+        model.train(training)
+        return repaired
+
+    def _sheet(self, repaired: Tensor, heat: Tensor) -> np.ndarray:
+        count = len(self.images) // 2
+        highest = max(float(heat[:count].amax()), 1e-12)
+        columns = []
+        for index in range(count, count + min(count, self.COLUMNS)):
+            image = self.images[index]
+            truth = self.masks[index].to(image).expand_as(image)
+            blended = torch.from_numpy(overlay(image, heat[index], limits=(highest / 2, 2 * highest)))
+            rows = [image, truth, repaired[index].clamp(0, 1), blended.permute(2, 0, 1)]
+            columns.append(torch.cat(rows, dim=1))
+        return torch.cat(columns, dim=2).permute(1, 2, 0).double().numpy()
