@@ -146,20 +146,9 @@ class ExperimentSettings:
             If a name is unknown or a value does not fit.
         """
 
-        def settings(kind: type, entries: dict[str, Any]) -> Any:
-            return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in entries.items()})
-
         try:
-            values = dict(values)
-            model = values.pop("model")
-            return cls(
-                fit=settings(FitSettings, values.pop("fit")),
-                corruption=settings(CorruptionSettings, values.pop("corruption")),
-                scoring=settings(ScoringSettings, values.pop("scoring")),
-                model=None if model is None else settings(ModelSettings, model),
-                **values,
-            )
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            return checked(cls, values, "settings")
+        except SchemaError as error:
             raise RunError(
                 f"the settings do not fit this version of ssae ({error}); train the run anew"
             ) from error
@@ -484,6 +473,9 @@ def load_run(run_dir: str | os.PathLike[str], device: torch.device | None = None
     return replace(run, held_out=held_out, calibration=read_calibration(run_dir / "calibration.json"))
 
 
+_CONFIG = {"settings": dict[str, Any], "data": str, "root": str, "held_out": list[str]}
+
+
 def read_config(run_dir: Path) -> dict[str, Any]:
     """What a run was asked for: ``settings``, ``data`` and, since it was split, ``root`` and ``held_out``.
 
@@ -498,6 +490,12 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or "settings" not in config:
         raise RunError(f"{path} is not the config of a run")
+    try:
+        for key, kind in _CONFIG.items():
+            if key in config:
+                checked(kind, config[key], f"{path}: {key}")
+    except SchemaError as error:
+        raise RunError(str(error)) from error
     if "held_out" in config and "root" not in config:
         raise RunError(f"{path} names images held out but not the folder they lie in (root)")
     return config

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 import ssae
 from ssae.datasets import Category
+from ssae.schema import SchemaError, checked
 from ssae.training import cpu_capabilities, write_atomically
 
 # Numbers of images in the official split: normal training, normal test, defective test (Bergmann et al.,
@@ -114,7 +116,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise RunError(f"{path} cannot be read as JSON ({error})") from error
 
 
@@ -123,23 +125,24 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-REQUIRED = (
-    "dataset",
-    "category",
-    "split_note",
-    "resolution",
-    "preset",
-    "settings",
-    "seed",
-    "metrics",
-    "data_sha256",
-    "code_commit",
-    "device",
-    "versions",
-    "train_seconds",
-    "images_per_second",
-    "created",
-)
+# What every receipt holds, and of what kind; there may be more.
+REQUIRED: dict[str, Any] = {
+    "dataset": str,
+    "category": str,
+    "split_note": str,
+    "resolution": int,
+    "preset": str,
+    "settings": dict[str, Any],
+    "seed": int,
+    "metrics": dict[str, Any],
+    "data_sha256": str,
+    "code_commit": str,
+    "device": str,
+    "versions": dict[str, str],
+    "train_seconds": float,
+    "images_per_second": float,
+    "created": str,
+}
 
 
 def receipt_path(receipt: dict[str, Any]) -> Path:
@@ -156,19 +159,49 @@ def read_receipts(folder: Path) -> list[dict[str, Any]]:
     Raises
     ------
     RunError
-        If a file is no receipt, lacks a key or a metric outside [0, 1] is found; the message names the file.
+        If a file is no receipt, lacks a key, holds a value of another kind or a metric outside [0, 1]; the
+        message names the file.
     """
     receipts = []
     for path in sorted(Path(folder).rglob("*-seed*.json")):
         receipt = read_json(path)
+        if not isinstance(receipt, dict):
+            raise RunError(f"{path} is no receipt: it holds no object")
         missing = [key for key in REQUIRED if key not in receipt]
         if missing:
             raise RunError(f"{path} is no receipt: {', '.join(missing)} missing")
-        wrong = [name for name, value in receipt["metrics"].items() if not 0 <= value <= 1]
+        try:
+            for key, kind in REQUIRED.items():
+                checked(kind, receipt[key], f"{path}: {key}")
+        except SchemaError as error:
+            raise RunError(str(error)) from error
+        for key in ("dataset", "category", "preset"):
+            # They become names of folders and files.
+            if (
+                not receipt[key].isprintable()
+                or not receipt[key].strip(".")
+                or set(receipt[key]) & set("/\\")
+            ):
+                raise RunError(f"{path}: {key} {receipt[key]!a} cannot be the name of a folder")
+        for key in ("data_sha256", "code_commit"):
+            if not re.fullmatch(r"[\w-]+", receipt[key]):
+                raise RunError(f"{path}: {key} {receipt[key]!a} is no check sum")
+        wrong = [name for name, value in receipt["metrics"].items() if not _is_share(value)]
         if wrong or not receipt["metrics"]:
             raise RunError(f"{path} has no valid metrics; run `ssae evaluate` on its run again")
         receipts.append(receipt)
     return receipts
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value <= 1
+
+
+def plain(text: str) -> str:
+    """A text from data, such as the name of a folder, so that Markdown and HTML show it and obey nothing in
+    it.
+    """
+    return re.sub(r"([\\`*<>&|\[\]{}$])", r"\\\1", " ".join(text.split()))
 
 
 METRICS = {
@@ -184,21 +217,19 @@ def results_table(receipts: list[dict[str, Any]]) -> str:
 
     Several seeds of one row give the mean and, behind a ±, the standard deviation between them.
     """
-    lines = [
-        "| category | model | seeds | " + " | ".join(METRICS.values()) + " |",
-        "|---|---|---|" + "---|" * len(METRICS),
-    ]
+    rows = []
     for (category, preset, resolution), group in _grouped(receipts).items():
-        cells = [_percent([r["metrics"][name] for r in group]) for name in METRICS]
+        cells = [format_percent([r["metrics"][name] for r in group]) for name in METRICS]
         official = not group[0]["split_note"].startswith("not the official")
-        name = category if official else f"{category} (other split)"
-        lines.append(f"| {name} | {preset} {resolution} | {len(group)} | " + " | ".join(cells) + " |")
+        name = plain(category if official else f"{category} (other split)")
+        rows.append([name, f"{preset} {resolution}", str(len(group)), *cells])
     notes = [
-        f"{category}: {group[0]['split_note']}."
+        plain(f"{category}: {group[0]['split_note']}.")
         for (category, _, _), group in _grouped(receipts).items()
         if group[0]["split_note"].startswith("not the official")
     ]
-    return "\n".join([*lines, "", *notes])
+    table = markdown_table(["category", "model", "seeds", *METRICS.values()], rows)
+    return "\n".join([table, "", *notes])
 
 
 def provenance_table(receipts: list[dict[str, Any]]) -> str:
@@ -209,9 +240,10 @@ def provenance_table(receipts: list[dict[str, Any]]) -> str:
     ]
     for r in receipts:
         lines.append(
-            f"| {r['category']} | {r['seed']} | {r['train_seconds'] / 60:.1f} min "
-            f"| {r['images_per_second']:.0f} | {r['device']} | {r['versions']['torch']} "
-            f"| `{r['code_commit'][:7]}` | `{r['data_sha256'][:12]}` | {r['created'][:10]} |"
+            f"| {plain(r['category'])} | {r['seed']} | {r['train_seconds'] / 60:.1f} min "
+            f"| {r['images_per_second']:.0f} | {plain(r['device'])} "
+            f"| {plain(r['versions'].get('torch', ''))} | `{r['code_commit'][:7]}` "
+            f"| `{r['data_sha256'][:12]}` | {plain(r['created'][:10])} |"
         )
     return "\n".join(lines)
 
@@ -224,6 +256,13 @@ def _grouped(receipts: list[dict[str, Any]]) -> dict[tuple[str, str, int], list[
     return groups
 
 
-def _percent(values: list[float]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Markdown table from the texts of its cells."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def format_percent(values: list[float]) -> str:
+    """Mean of shares in [0, 1] in per cent; for several, with the standard deviation between them."""
     mean = f"{100 * np.mean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {100 * np.std(values, ddof=1):.1f}"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -78,7 +79,7 @@ def receipts() -> list[tuple[str, ...]]:
         record = _json(path)
         if not isinstance(record, dict) or not {"metrics", "seed", "category"} <= record.keys():
             continue
-        metrics = record["metrics"]
+        metrics = record["metrics"] if isinstance(record["metrics"], dict) else {}
         seconds = record.get("train_seconds")
         rows.append(
             (
@@ -87,13 +88,18 @@ def receipts() -> list[tuple[str, ...]]:
                 f"{record.get('preset', '')}, {record.get('resolution', '')} px",
                 str(record["seed"]),
                 *(_number(metrics.get(key)) for key in ("image_auroc", "pixel_auroc", "au_pro")),
-                "" if seconds is None else f"{seconds / 60:.0f} min",
+                f"{seconds / 60:.0f} min" if isinstance(seconds, (int, float)) else "",
                 str(record.get("device", "")),
                 str(record.get("code_commit", ""))[:7],
                 str(record.get("created", ""))[:10],
             )
         )
-    return rows
+    return [tuple(map(_plain, row)) for row in rows]
+
+
+def _plain(text: str) -> str:
+    """A text from a file, so that Markdown shows it and obeys nothing in it."""
+    return re.sub(r"([\\`*<>&\[\]{}$])", r"\\\1", " ".join(text.split()))
 
 
 def benchmarks() -> list[tuple[str, ...]]:
