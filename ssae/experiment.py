@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ssae import metrics, textures
 from ssae.corruption import CorruptionSettings, PartialCorruption, procedural_textures
 from ssae.datasets import Category, data_sha256, load_category, load_images, open_category
 from ssae.models import ModelSettings, SDCAutoencoder, build
-from ssae.objectives import Masked
+from ssae.objectives import Denoising, Masked, Objective, Reconstruction
 from ssae.progress import Progress
 from ssae.receipts import (
     RunError,
@@ -89,10 +89,14 @@ class ExperimentSettings:
         Height and width in pixels to which images are resized.
     batch_size
         Images a step.
+    objective
+        What is minimised: ``"masked"`` is the method; ``"reconstruction"`` (a plain autoencoder) and
+        ``"denoising"`` are the baselines it is compared with.
     weight
         Lambda of the masked objective, in [0, 1]: the share of the repair term.
     noise
-        Standard deviation of the noise that is added and kept in the target (paper B), 0 for none.
+        Standard deviation of the noise that the masked objective adds and keeps in the target (paper B), 0
+        for none; of the noise that the denoising objective adds and takes off again.
     symmetry
         See :func:`random_symmetry`.
     shift
@@ -110,6 +114,7 @@ class ExperimentSettings:
     preset: str = "lite"
     resolution: int = 128
     batch_size: int = 8
+    objective: Literal["masked", "reconstruction", "denoising"] = "masked"
     weight: float = 0.2
     noise: float = 0.0
     symmetry: str = "none"
@@ -131,6 +136,10 @@ class ExperimentSettings:
             scoring=ScoringSettings.for_resolution(resolution),
         )
         return replace(settings, **changes)
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("masked", "reconstruction", "denoising"):
+            raise ValueError(f"objective must be masked, reconstruction or denoising, got {self.objective!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, read back by :meth:`from_json`."""
@@ -274,7 +283,7 @@ def learn(
     log = fit(
         model,
         make_draw(images.to(device), settings),
-        Masked(make_corruption(settings, device), settings.weight, settings.noise),
+        make_objective(settings, device),
         settings.fit,
         run_dir,
         progress,
@@ -364,7 +373,8 @@ def pixel_metrics(heat: Tensor, masks: Tensor) -> dict[str, float]:
     }
 
 
-# Kinds of drawn defect that make sense on any object, by the texture they were first drawn for.
+# Kinds of drawn defect that make sense on any object: on its surface, by the texture they were first drawn
+# for, and of its structure.
 DRAWN_KINDS = (
     ("brick", "scratch"),
     ("brick", "paint"),
@@ -372,6 +382,7 @@ DRAWN_KINDS = (
     ("grass", "leaf"),
     ("grass", "wire"),
     ("gravel", "oil"),
+    *(("part", kind) for kind in textures.PART_DEFECTS),
 )
 
 
@@ -380,11 +391,13 @@ def drawn_defects(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     bool.
     """
     rng = np.random.default_rng(seed)
+    # As many of each kind, and in no step with the images, which may come as several copies of a few.
+    kinds = rng.permutation(len(images)) % len(DRAWN_KINDS)
     size = images.shape[-2:]
     small = F.interpolate(images, size=(textures.SIZE, textures.SIZE), mode="area")
     changes, outlines = [], []
     for index, image in enumerate(small.permute(0, 2, 3, 1).numpy()):
-        drawn, mask = textures.draw_defect(*DRAWN_KINDS[index % len(DRAWN_KINDS)], image, rng)
+        drawn, mask = textures.draw_defect(*DRAWN_KINDS[kinds[index]], image, rng)
         changes.append(torch.from_numpy(drawn - image).permute(2, 0, 1))
         outlines.append(torch.from_numpy(mask))
     # Only the drawn change is scaled up: the image keeps its own detail.
@@ -575,6 +588,15 @@ def make_draw(images: Tensor, settings: ExperimentSettings) -> Draw:
         return random_shift(batch, reach, generator).contiguous(memory_format=torch.channels_last)
 
     return draw
+
+
+def make_objective(settings: ExperimentSettings, device: torch.device) -> Objective:
+    """What a run minimises."""
+    if settings.objective == "reconstruction":
+        return Reconstruction()
+    if settings.objective == "denoising":
+        return Denoising(settings.noise)
+    return Masked(make_corruption(settings, device), settings.weight, settings.noise)
 
 
 def make_corruption(settings: ExperimentSettings, device: torch.device) -> PartialCorruption:

@@ -1,0 +1,319 @@
+"""Many runs from one grid: categories x seeds x changes of settings, each an independent job.
+
+A job is a run folder of its own (see :mod:`ssae.experiment`), so a sweep may be stopped and started again at
+any moment: finished jobs are skipped, an interrupted one goes on from its checkpoint, a failed one does not
+stop the others. Explained in chapter 13.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssae.experiment import ExperimentSettings, evaluate, load_run, train, validate
+from ssae.models import PRESETS
+from ssae.receipts import (
+    METRICS,
+    RunError,
+    format_percent,
+    markdown_table,
+    read_json,
+    read_receipts,
+    write_json,
+)
+
+Changes = Mapping[str, Any]
+
+# Sides of the box filter that `examine` tries.
+FILTERS = (1, 3, 5, 7, 9, 13)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a sweep trains: every change on every category with every seed.
+
+    Parameters
+    ----------
+    categories
+        Names of categories.
+    seeds
+        Seeds of training.
+    base
+        Settings that all jobs share, as they stand in a run's ``config.json``; what is not named keeps its
+        default for the category.
+    changes
+        For each name, the settings that differ from ``base``. A change of ``{}`` is the base itself.
+    """
+
+    categories: tuple[str, ...]
+    seeds: tuple[int, ...]
+    base: Changes
+    changes: Mapping[str, Changes]
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Grid:
+        """Read a grid from a JSON file with the four keys ``categories``, ``seeds``, ``base`` and
+        ``changes``.
+
+        Raises
+        ------
+        RunError
+            If the file is no such grid; the message says what is wrong.
+        """
+        values = read_json(Path(path))
+        wanted = {"categories", "seeds", "base", "changes"}
+        if not isinstance(values, dict) or set(values) != wanted:
+            raise RunError(f"{path} is no grid: it needs the keys {', '.join(sorted(wanted))} and no others")
+        try:
+            grid = cls(tuple(values["categories"]), tuple(values["seeds"]), values["base"], values["changes"])
+            unsafe = [name for name in grid.changes if name != Path(name).name or name in ("", ".", "..")]
+        except TypeError as error:
+            raise RunError(f"{path} is no grid ({error})") from error
+        if unsafe:
+            raise RunError(f"{path}: {unsafe[0]!r} cannot be the name of a folder; rename that change")
+        if not (grid.categories and grid.seeds and grid.changes):
+            raise RunError(f"{path} is empty: it needs at least one category, one seed and one change")
+        return grid
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep."""
+
+    change: str
+    settings: ExperimentSettings
+    data: str
+    run_dir: str
+
+    @property
+    def name(self) -> str:
+        """``change / category, seed k``, for messages."""
+        return f"{self.change} / {self.settings.category}, seed {self.settings.fit.seed}"
+
+
+def jobs_of(grid: Grid, data: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Job]:
+    """All jobs of a grid; the run of each is ``out/<change>/<category>-seed<k>``."""
+    return [
+        Job(
+            change,
+            changed_settings(category, seed, grid.base, settings),
+            os.fspath(data),
+            os.fspath(Path(out) / change / f"{category}-seed{seed}"),
+        )
+        for change, settings in grid.changes.items()
+        for category in grid.categories
+        for seed in grid.seeds
+    ]
+
+
+def changed_settings(category: str, seed: int, *changes: Changes) -> ExperimentSettings:
+    """Default settings of a category with changes laid over them, one after the other.
+
+    Raises
+    ------
+    RunError
+        If a name is unknown or a value does not fit.
+    """
+    resolution = 128
+    for change in changes:
+        resolution = change.get("resolution", resolution)
+    values = ExperimentSettings.for_category(category, resolution).to_json()
+    for change in changes:
+        if "model" in change and values["model"] is None:
+            preset = change.get("preset", values["preset"])
+            values["model"] = json.loads(json.dumps(asdict(PRESETS[preset])))
+        values = _lay_over(values, change)
+    values["fit"]["seed"] = seed
+    return ExperimentSettings.from_json(values)
+
+
+def _lay_over(values: dict[str, Any], change: Changes) -> dict[str, Any]:
+    """``values`` with those of ``change`` in their place, nested tables entry by entry."""
+    merged = dict(values)
+    for name, value in change.items():
+        old = merged.get(name)
+        merged[name] = _lay_over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def run_job(job: Job, threads: int | None = None) -> dict[str, Any]:
+    """Train one job, measure it on the test split and examine it, unless that is done; its receipt."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    receipt = train(job.settings, job.data, job.run_dir, progress=threads is None)
+    if "validation" in receipt:
+        return receipt
+    evaluate(job.run_dir)
+    return examine(job.run_dir)
+
+
+def examine(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Measure a run on drawn defects over its held-out normal images and write that into its receipt.
+
+    ``validation`` holds the metrics of :func:`ssae.experiment.validate`, ``filters`` the same for box filters
+    of other sizes (:data:`FILTERS`), by the side of the filter. No test image is touched.
+    """
+    run = load_run(run_dir)
+    path = Path(run_dir) / "receipt.json"
+    receipt = read_json(path)
+    receipt["validation"] = validate(run)
+    receipt["filters"] = {
+        str(kernel): validate(
+            replace(run, settings=replace(run.settings, scoring=replace(run.settings.scoring, kernel=kernel)))
+        )
+        for kernel in FILTERS
+    }
+    write_json(path, receipt)
+    return receipt
+
+
+def keep_receipts(
+    results: Sequence[tuple[Job, dict[str, Any]]], folder: str | os.PathLike[str]
+) -> list[Path]:
+    """Write receipts to ``folder/<change>/<category>-seed<k>.json``, where :func:`read_sweep` finds them."""
+    paths = []
+    for job, receipt in results:
+        name = f"{job.settings.category}-seed{job.settings.fit.seed}.json"
+        paths.append(Path(folder) / job.change / name)
+        write_json(paths[-1], receipt)
+    return paths
+
+
+def read_sweep(folder: str | os.PathLike[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Pairs of a change and a receipt, from a folder that :func:`keep_receipts` wrote."""
+    changes = sorted(path for path in Path(folder).iterdir() if path.is_dir())
+    return [(path.name, receipt) for path in changes for receipt in read_receipts(path)]
+
+
+def sweep(
+    jobs: Sequence[Job], workers: int = 1, report: Callable[[str], None] = print
+) -> tuple[list[tuple[Job, dict[str, Any]]], list[tuple[Job, Exception]]]:
+    """Run jobs on this machine, ``workers`` at a time.
+
+    The processor's cores are shared out evenly. Receipts come back in the order of ``jobs``; a job that
+    failed is listed with its error instead.
+
+    Parameters
+    ----------
+    report
+        Called with one line for each job that ends.
+    """
+    if workers == 1:
+        return _collect(jobs, ((job, _attempt(job)) for job in jobs), report)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # Forked children would inherit torch's thread pool in an unusable state.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures: dict[Future, Job] = {pool.submit(run_job, job, threads): job for job in jobs}
+        return _collect(
+            jobs, ((futures[f], f.exception() or f.result()) for f in as_completed(futures)), report
+        )
+
+
+def sweep_on_slurm(
+    jobs: Sequence[Job],
+    folder: str | os.PathLike[str],
+    cluster: str = "slurm",
+    report: Callable[[str], None] = print,
+    **parameters: Any,
+) -> tuple[list[tuple[Job, dict[str, Any]]], list[tuple[Job, Exception]]]:
+    """Run jobs as one Slurm job array through submitit; see :func:`sweep`.
+
+    Parameters
+    ----------
+    folder
+        Where submitit keeps its logs; the cluster's nodes must see it.
+    cluster
+        ``"slurm"``; ``"local"`` runs the same on this machine.
+    parameters
+        Passed to submitit: ``timeout_min``, ``slurm_partition``, ``gpus_per_node`` and so on.
+
+    Raises
+    ------
+    RunError
+        If submitit is not installed.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise RunError("a cluster needs submitit: pip install submitit") from error
+    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor.update_parameters(**parameters)
+    submitted = executor.map_array(run_job, list(jobs))
+
+    def outcomes() -> Iterator[tuple[Job, dict[str, Any] | BaseException]]:
+        for job, sent in zip(jobs, submitted, strict=True):
+            try:
+                yield job, sent.result()
+            except Exception as error:
+                yield job, error
+
+    return _collect(jobs, outcomes(), report)
+
+
+def _attempt(job: Job) -> dict[str, Any] | Exception:
+    try:
+        return run_job(job)
+    except Exception as error:
+        # A sweep of a night must not end because one of its jobs did.
+        return error
+
+
+def _collect(
+    jobs: Sequence[Job],
+    outcomes: Iterator[tuple[Job, Any]],
+    report: Callable[[str], None],
+) -> tuple[list[tuple[Job, dict[str, Any]]], list[tuple[Job, Exception]]]:
+    done: dict[Job, dict[str, Any]] = {}
+    failed: list[tuple[Job, Exception]] = []
+    for job, outcome in outcomes:
+        place = f"[{len(done) + len(failed) + 1}/{len(jobs)}] {job.name}"
+        if isinstance(outcome, BaseException):
+            failed.append((job, outcome))  # type: ignore[arg-type]
+            report(f"{place}: failed, {outcome}")
+        else:
+            done[job] = outcome
+            report(f"{place}: image AUROC {outcome['metrics']['image_auroc']:.4f}")
+    return [(job, done[job]) for job in jobs if job in done], failed
+
+
+def sweep_table(results: Sequence[tuple[str, dict[str, Any]]], ground: str = "metrics") -> str:
+    """Markdown table of pairs of a change and a receipt: one row for each category and change, mean ± spread
+    over seeds, in per cent.
+
+    Parameters
+    ----------
+    ground
+        ``"metrics"`` for the test split, ``"validation"`` for drawn defects over held-out normal images.
+    """
+    groups: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for change, receipt in results:
+        groups.setdefault((receipt["category"], change), []).append(receipt[ground])
+    rows = [
+        [category, change, str(len(found)), *(format_percent([m[name] for m in found]) for name in METRICS)]
+        for (category, change), found in groups.items()
+    ]
+    return markdown_table(["category", "change", "seeds", *METRICS.values()], rows)
+
+
+def cluster_parameters(text: str) -> dict[str, str | int]:
+    """Read ``key=value,...`` as keyword arguments, numbers as numbers.
+
+    Raises
+    ------
+    RunError
+        If the text is none of that.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    wrong = [name for name, equals, value in pairs if not (name and equals and value)]
+    if wrong:
+        raise RunError(f"--slurm needs KEY=VALUE pairs separated by commas, got {text!r}")
+    return {name: int(value) if value.isdigit() else value for name, _, value in pairs}

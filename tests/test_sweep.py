@@ -1,0 +1,194 @@
+"""Sweeps: which jobs a grid means, that finished ones are skipped and failed ones do not stop the rest."""
+
+import json
+
+import pytest
+from test_cli import ssae
+
+from ssae import sweep as sweeps
+from ssae.experiment import ExperimentSettings, RunError
+from ssae.sweep import (
+    Grid,
+    changed_settings,
+    cluster_parameters,
+    jobs_of,
+    keep_receipts,
+    read_sweep,
+    sweep,
+    sweep_on_slurm,
+    sweep_table,
+)
+from ssae.textures import make_textures
+
+BASE = {
+    "resolution": 32,
+    "batch_size": 4,
+    "model": {"channels": [8, 8], "dilations": [1, 2], "sdc_filters": 4, "sdc_layers": 1},
+    "fit": {"steps": 3},
+}
+GRID = {
+    "categories": ["brick", "weave"],
+    "seeds": [0, 1],
+    "base": BASE,
+    "changes": {"as it is": {}, "more repair": {"weight": 0.5}},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_textures(tmp_path_factory.mktemp("data") / "textures", train=6, test_good=2, per_defect=1)
+
+
+@pytest.fixture
+def grid_file(tmp_path):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(GRID))
+    return path
+
+
+def test_a_grid_is_the_product_of_its_parts(grid_file, tmp_path):
+    jobs = jobs_of(Grid.read(grid_file), "data", tmp_path / "runs")
+    assert len(jobs) == 8
+    assert len({job.run_dir for job in jobs}) == 8
+    assert {(j.settings.category, j.settings.fit.seed, j.settings.weight) for j in jobs} == {
+        (category, seed, weight)
+        for category in ("brick", "weave")
+        for seed in (0, 1)
+        for weight in (ExperimentSettings("any").weight, 0.5)
+    }
+
+
+def test_a_change_alters_what_it_names_and_nothing_else():
+    plain = ExperimentSettings.for_category("bottle", 64)
+    changed = changed_settings("bottle", 3, {"resolution": 64}, {"corruption": {"fade": 0.5}})
+    assert changed.corruption.fade == 0.5
+    before, after = plain.to_json(), changed.to_json()
+    before["corruption"]["fade"], before["fit"]["seed"] = 0.5, 3
+    assert after == before
+
+
+def test_a_change_of_the_model_starts_from_the_preset():
+    lite = ExperimentSettings.for_category("bottle").build_model().settings
+    changed = changed_settings("bottle", 0, {"model": {"skip": "none"}})
+    assert changed.model.skip == "none"
+    assert changed.model.channels == lite.channels
+    full = changed_settings("bottle", 0, {"preset": "full", "model": {"skip": "none"}})
+    assert full.model.channels != lite.channels
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"seeds": [0]}, "needs the keys"),
+        ({**GRID, "more": 1}, "no others"),
+        ({**GRID, "categories": []}, "at least one category"),
+        ({**GRID, "changes": {"../outside": {}}}, "name of a folder"),
+        ({**GRID, "seeds": 3}, "no grid"),
+    ],
+)
+def test_a_wrong_grid_is_refused_by_name(tmp_path, wrong, said):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps(wrong))
+    with pytest.raises(RunError, match=said) as error:
+        Grid.read(path)
+    assert "grid.json" in str(error.value)
+
+
+def test_an_unknown_setting_is_refused_before_anything_runs(data, tmp_path):
+    grid = Grid(("brick",), (0,), BASE, {"good": {}, "typo": {"wieght": 0.5}})
+    with pytest.raises(RunError, match="wieght"):
+        jobs_of(grid, data, tmp_path)
+
+
+@pytest.mark.slow
+def test_finished_jobs_are_skipped_and_failed_ones_reported(data, tmp_path, monkeypatch):
+    grid = Grid(("brick", "absent"), (0,), BASE, {"as it is": {}})
+    jobs = jobs_of(grid, data, tmp_path / "runs")
+    said = []
+    done, failed = sweep(jobs, report=said.append)
+    assert [job.settings.category for job, _ in done] == ["brick"]
+    assert [job.settings.category for job, _ in failed] == ["absent"]
+    assert "absent" in str(failed[0][1])
+    assert len(said) == 2
+    monkeypatch.setattr(sweeps, "evaluate", None)
+    monkeypatch.setattr(sweeps, "examine", None)
+    again, _ = sweep(jobs, report=said.append)
+    assert again == done
+    assert done[0][1]["validation"].keys() >= {"image_auroc", "pixel_auroc"}
+    keep_receipts(done, tmp_path / "kept")
+    assert read_sweep(tmp_path / "kept") == [("as it is", receipt) for _, receipt in done]
+
+
+@pytest.mark.slow
+def test_two_workers_do_what_one_does(data, tmp_path):
+    grid = Grid(("brick",), (0, 1), BASE, {"as it is": {}})
+    one, _ = sweep(jobs_of(grid, data, tmp_path / "one"), workers=1)
+    two, _ = sweep(jobs_of(grid, data, tmp_path / "two"), workers=2)
+    for (_, here), (_, there) in zip(one, two, strict=True):
+        assert here["metrics"] == pytest.approx(there["metrics"])
+
+
+@pytest.mark.slow
+def test_submitit_runs_the_same_jobs(data, tmp_path):
+    pytest.importorskip("submitit")
+    grid = Grid(("brick", "absent"), (0,), BASE, {"as it is": {}})
+    here, _ = sweep(jobs_of(grid, data, tmp_path / "here"))
+    there, failed = sweep_on_slurm(
+        jobs_of(grid, data, tmp_path / "there"), tmp_path / "slurm", cluster="local", timeout_min=5
+    )
+    assert len(here) == len(there) == len(failed) == 1
+    assert there[0][1]["metrics"] == pytest.approx(here[0][1]["metrics"])
+
+
+def test_the_table_has_mean_and_spread():
+    def receipt(seed, auroc):
+        metrics = dict.fromkeys(("image_auroc", "pixel_auroc", "pixel_ap", "au_pro"), auroc)
+        return {"category": "bottle", "seed": seed, "metrics": metrics}
+
+    table = sweep_table([("a", receipt(0, 0.90)), ("a", receipt(1, 0.92)), ("b", receipt(0, 0.5))])
+    assert "| bottle | a | 2 | 91.0 ± 1.4 |" in table
+    assert "| bottle | b | 1 | 50.0 |" in table
+
+
+def test_cluster_parameters_are_read_or_refused():
+    assert cluster_parameters("slurm_partition=gpu,timeout_min=120") == {
+        "slurm_partition": "gpu",
+        "timeout_min": 120,
+    }
+    with pytest.raises(RunError, match="KEY=VALUE"):
+        cluster_parameters("gpu")
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_exits_1_on_failure(data, tmp_path):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps({**GRID, "categories": ["brick"], "seeds": [0], "changes": {"plain": {}}}))
+    table = ssae("sweep", path, "--data", data, "--out", tmp_path / "runs", check=0).stdout
+    assert "| brick | plain | 1 |" in table
+    path.write_text(json.dumps({**GRID, "categories": ["absent"], "seeds": [0], "changes": {"plain": {}}}))
+    assert "absent" in ssae("sweep", path, "--data", data, "--out", tmp_path / "runs", check=1).stderr
+
+
+@pytest.mark.parametrize("name", ["search", "parts"])
+def test_committed_receipts_are_what_the_grid_says(root, name):
+    folder = root / "results" / "ablations"
+    wanted = {
+        (job.change, job.settings.category, job.settings.fit.seed): job.settings.to_json()
+        for job in jobs_of(Grid.read(folder / f"{name}.json"), "data", "runs")
+    }
+    found = read_sweep(folder / name)
+    assert found
+    for change, receipt in found:
+        assert receipt["settings"] == wanted[change, receipt["category"], receipt["seed"]], change
+        assert not receipt["code_commit"].endswith("-dirty"), "made from code that is in no commit"
+        assert receipt["metrics"].keys() >= {"image_auroc", "pixel_auroc", "pixel_ap", "au_pro"}
+        assert receipt["validation"].keys() >= {"image_auroc", "pixel_auroc", "pixel_ap", "au_pro"}
+
+
+def test_the_page_prints_the_committed_receipts(root, html):
+    page = (html / "13_ablations.html").read_text(encoding="utf8")
+    for name in ("search", "parts"):
+        results = read_sweep(root / "results" / "ablations" / name)
+        for change, receipt in results:
+            assert change in page
+            assert f"{100 * receipt['metrics']['pixel_auroc']:.1f}" in page
