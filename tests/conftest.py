@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -21,6 +23,22 @@ ROOT = Path(__file__).resolve().parents[1]
 def root() -> Path:
     """Top folder of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with one category ``part``: twelve normal images of noise, two to test on, one mask."""
+    root = tmp_path_factory.mktemp("small") / "data"
+    names = [f"train/good/{index:03d}" for index in range(12)] + ["test/good/000", "test/scratch/000"]
+    for index, name in enumerate(names):
+        path = root / "part" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    mask = root / "part" / "ground_truth" / "scratch" / "000_mask.png"
+    mask.parent.mkdir(parents=True)
+    Image.fromarray(np.eye(32, dtype=np.uint8) * 255).save(mask)
+    return root
 
 
 @pytest.fixture(scope="session")

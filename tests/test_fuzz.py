@@ -44,6 +44,7 @@ from ssae.training import (
 
 MINUTES = float(os.environ.get("SSAE_FUZZ_MINUTES", "0"))
 TARGETS: list[str] = []
+FIXTURES = ("place", "tmp_path_factory")
 
 
 def fuzz(examples: int) -> Callable[[Callable], Callable]:
@@ -67,7 +68,7 @@ def fuzz(examples: int) -> Callable[[Callable], Callable]:
 def again(request: pytest.FixtureRequest) -> None:
     """The long mode: more runs of the same test before the one that pytest makes."""
     end = time.monotonic() + 60 * MINUTES / len(TARGETS)
-    arguments = {name: request.getfixturevalue(name) for name in request.fixturenames if name == "place"}
+    arguments = {name: request.getfixturevalue(name) for name in request.fixturenames if name in FIXTURES}
     while time.monotonic() < end:
         request.function(**arguments)
 

@@ -20,7 +20,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ssae import training
@@ -274,21 +273,8 @@ def test_a_quota_is_named_and_the_checkpoint_before_it_kept(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_command_line_ends_with_a_message_on_a_full_disk(tmp_path: Path) -> None:
-    for index in range(12):
-        noise = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        path = tmp_path / "data" / "part" / "train" / "good" / f"{index:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(noise).save(path)
-    for split in ("test/good", "test/scratch", "ground_truth/scratch"):
-        (tmp_path / "data" / "part" / split).mkdir(parents=True)
-    pixels = np.random.default_rng(99).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels[0]).save(tmp_path / "data/part/test/good/000.png")
-    Image.fromarray(pixels[1]).save(tmp_path / "data/part/test/scratch/000.png")
-    Image.fromarray(np.eye(32, dtype=np.uint8) * 255).save(
-        tmp_path / "data/part/ground_truth/scratch/000_mask.png"
-    )
-    command = [sys.executable, "-m", "ssae.cli", "train", "--data", str(tmp_path / "data")]
+def test_the_command_line_ends_with_a_message_on_a_full_disk(small_data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ssae.cli", "train", "--data", str(small_data)]
     command += ["--resolution", "64", "--steps", "2", "--out", str(tmp_path / "run")]
     result = subprocess.run(
         command,
