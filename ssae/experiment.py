@@ -375,7 +375,7 @@ def pixel_metrics(heat: Tensor, masks: Tensor) -> dict[str, float]:
 
 # Kinds of drawn defect that make sense on any object: on its surface, by the texture they were first drawn
 # for, and of its structure.
-DRAWN_KINDS = (
+DRAWN_KINDS: tuple[tuple[str, str], ...] = (
     ("brick", "scratch"),
     ("brick", "paint"),
     ("brick", "stain"),
@@ -556,7 +556,9 @@ def load_weights(
     # Committed weights are stored in half precision; loading them into float32 is exact.
     model = settings.build_model()
     model.load_state_dict(tensors)
-    return Run(model.to(device).eval(), settings, data, device)
+    # The layout of training, in which convolutions are fastest.
+    model.to(device, memory_format=torch.channels_last)
+    return Run(model.eval(), settings, data, device)
 
 
 def calibrate(run: Run) -> Calibration:

@@ -1,10 +1,13 @@
 """The command line as a process: what it prints, what it writes, how it exits."""
 
 import json
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def ssae(*arguments, check=None):
@@ -15,6 +18,33 @@ def ssae(*arguments, check=None):
     if check is not None:
         assert result.returncode == check, result.stdout + result.stderr
     return result
+
+
+def photograph(path, size=(48, 40), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(values).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A bare folder of photographs of several sizes and formats, some one level down."""
+    folder = tmp_path_factory.mktemp("own") / "my parts"
+    for index in range(12):
+        kind = ("png", "jpg", "bmp", "webp")[index % 4]
+        photograph(
+            folder / ("" if index % 3 else "monday") / f"{index}.{kind}", (48 + index, 60 - index), index
+        )
+    (folder / "notes.docx").write_text("not a photograph")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_of_parts(parts):
+    run = parts.parent / "run"
+    result = ssae("train", "--data", parts, "--steps", 2, "--out", run, check=0)
+    return run, result
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +77,9 @@ def test_from_nothing_to_heat_maps(textures, tmp_path):
     assert receipt == json.loads((run / "receipt.json").read_text())
     out = tmp_path / "heat"
     result = ssae("predict", run, textures / "brick/test/scratch", "--out", out, check=0)
-    assert "6 images" in result.stdout
-    assert len(list(out.glob("*.png"))) == 6
+    assert "6 photographs" in result.stdout
+    assert "confidence" in result.stdout
+    assert len(list(out.glob("heat_maps/*.png"))) == len(list(out.glob("masks/*.png"))) == 6
     missing = ssae("predict", run, tmp_path / "nothing.png", "--out", out, check=1)
     assert "nothing.png" in missing.stderr
 
@@ -106,3 +137,171 @@ def test_several_categories_need_a_choice(textures, tmp_path):
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "data"])
 def test_every_command_explains_itself(command):
     assert len(ssae(command, "--help", check=0).stdout) > 200
+
+
+# A folder of one's own photographs
+
+
+@pytest.mark.slow
+def test_a_bare_folder_is_enough(parts, run_of_parts, tmp_path):
+    run, result = run_of_parts
+    assert "12 photographs of good parts: 10 to learn from, 2 held out" in result.stdout
+    assert "notes.docx" in result.stdout
+    assert all(word in result.stdout for word in ("resolution", "texture no", "symmetry none"))
+    config = json.loads((run / "config.json").read_text())
+    assert len(config["held_out"]) == 2
+    assert all((parts / name).exists() for name in config["held_out"])
+    assert len(json.loads((run / "calibration.json").read_text())["scores"]) == 2
+    assert list((run / "progress").glob("step-*.png"))
+    rows = (run / "progress" / "scores.csv").read_text().splitlines()
+    assert rows[0] == "step,seconds,image_auroc,pixel_auroc"
+    assert len(rows) > 1
+    again = ssae("train", "--data", parts, "--steps", 2, "--out", run, check=0)
+    assert "2 steps" in again.stdout
+    # Nothing of the training data is needed any more.
+    parts.rename(parts.parent / "gone")
+    try:
+        result = ssae("predict", run, parts.parent / "gone" / "monday", "--out", tmp_path / "found", check=0)
+    finally:
+        (parts.parent / "gone").rename(parts)
+    assert "4 photographs" in result.stdout
+
+
+@pytest.mark.slow
+def test_paths_come_from_standard_input(parts, run_of_parts, tmp_path):
+    listed = "\n".join(map(str, sorted(parts.glob("*.jpg"))))
+    result = subprocess.run(
+        [sys.executable, "-m", "ssae.cli", "predict", run_of_parts[0], "-", "--out", tmp_path / "found"],
+        input=listed,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "found" / "scores.jsonl").read_text().splitlines()) == len(listed.splitlines())
+
+
+MISUSE = {
+    # what: (prepare the folder, command, exit code, words the message must have)
+    "no such folder": (None, "train --data HERE/parst --out HERE/run", 1, ["parst", "does not exist"]),
+    "empty folder": (
+        lambda here: (here / "parts").mkdir(),
+        "train --data HERE/parts --out HERE/run",
+        1,
+        ["parts", "holds no image", ".jpg"],
+    ),
+    "one image": (
+        lambda here: photograph(here / "parts" / "a.png"),
+        "train --data HERE/parts --out HERE/run",
+        1,
+        ["at least two", "add more"],
+    ),
+    "a video": (
+        lambda here: (
+            photograph(here / "parts" / "a.png"),
+            (here / "parts/a.png").rename(here / "parts/a.mp4"),
+        ),
+        "train --data HERE/parts --out HERE/run",
+        1,
+        ["a.mp4", "is a video", "single pictures"],
+    ),
+    "text named .png": (
+        lambda here: (
+            [photograph(here / "parts" / f"{i}.png") for i in range(3)]
+            and (here / "parts" / "bad.png").write_text("hello")
+        ),
+        "train --data HERE/parts --out HERE/run",
+        1,
+        ["bad.png", "cannot be read", "export it again"],
+    ),
+    "defects among the good": (
+        lambda here: [photograph(here / "parts" / kind / "a.png") for kind in ("first", "defective")],
+        "train --data HERE/parts --out HERE/run",
+        1,
+        ["defective", "good parts only"],
+    ),
+    "unknown category": (
+        lambda here: photograph(here / "set" / "nut" / "train" / "good" / "a.png"),
+        "train --data HERE/set --category bolt --out HERE/run",
+        1,
+        ["bolt", "does not exist", "nut"],
+    ),
+    "a file where the run should be": (
+        lambda here: (
+            [photograph(here / "parts" / f"{i}.png", seed=i) for i in range(3)]
+            and (here / "run").write_text("mine")
+        ),
+        "train --data HERE/parts --out HERE/run --steps 1",
+        1,
+        ["run", "is a file"],
+    ),
+    "a run that is not finished": (
+        lambda here: (here / "run").mkdir() or (here / "run" / "config.json").write_text('{"settings": {}}'),
+        "predict HERE/run HERE --out HERE/out",
+        1,
+        ["not finished", "goes on with it"],
+    ),
+    "no run": (None, "predict HERE HERE --out HERE/out", 1, ["holds no run", "ssae train"]),
+    "nonsense for a share": (
+        None,
+        "predict HERE HERE --out x --false-alarms 120",
+        2,
+        ["less than 100 per cent"],
+    ),
+    "both length options": (None, "train --data HERE --out x --steps 5 --minutes 5", 2, ["not allowed with"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", MISUSE)
+def test_misuse_gets_an_error_to_act_on(what, tmp_path):
+    prepare, command, code, words = MISUSE[what]
+    if prepare:
+        prepare(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = ssae(*(word.replace("HERE", str(tmp_path)) for word in command.split()), check=code)
+    for word in words:
+        assert word in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before, "a refused command writes nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("monday", ["among the photographs", "elsewhere"]),
+        (".", ["among the photographs", "elsewhere"]),
+        ("../a file/found", ["a file", "name another folder"]),
+    ],
+)
+def test_misplaced_results_are_refused(out, words, parts, run_of_parts):
+    (parts.parent / "a file").write_text("mine")
+    before = sorted(parts.rglob("*"))
+    result = ssae("predict", run_of_parts[0], parts, "--out", parts / out, check=1)
+    for word in words:
+        assert word in result.stderr
+    assert sorted(parts.rglob("*")) == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write anywhere"
+)
+def test_a_folder_that_may_not_be_written_is_named(parts, run_of_parts, tmp_path):
+    tmp_path.chmod(0o500)
+    result = ssae("predict", run_of_parts[0], parts, "--out", tmp_path / "found", check=1)
+    assert "found" in result.stderr
+    assert "ask for permission" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_bad_file_among_good_ones_is_named_and_passed_over(parts, run_of_parts, tmp_path):
+    photograph(tmp_path / "new" / "fine.png")
+    (tmp_path / "new" / "broken.png").write_text("hello")
+    result = ssae(
+        "predict", run_of_parts[0], tmp_path / "new", tmp_path / "lost.png", "--out", tmp_path / "o", check=1
+    )
+    assert "broken.png" in result.stderr
+    assert "lost.png" in result.stderr
+    assert "1 photographs" in result.stdout
+    assert "2 unreadable" in result.stdout

@@ -1,0 +1,105 @@
+"""The interface of scikit-learn, and a run as one ONNX file."""
+
+import doctest
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from ssae import detector as module
+from ssae.datasets import photo_tensor
+from ssae.detector import Detector
+from ssae.experiment import RunError
+from ssae.export import export_run, lanczos
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    rows = np.arange(48)
+    grid = ((rows[:, None] // 6 + rows // 6) % 2 * 120 + 60).astype(np.uint8)
+    generator = np.random.default_rng(0)
+    return [grid + generator.integers(0, 20, grid.shape, dtype=np.uint8) for _ in range(20)]
+
+
+@pytest.fixture(scope="module")
+def detector(photographs):
+    return Detector(steps=3, resolution=32).fit(photographs)
+
+
+def test_examples_run():
+    assert doctest.testmod(module).failed == 0
+
+
+def test_verdicts_follow_scores_and_threshold(detector, photographs):
+    scores = detector.score_samples(photographs)
+    assert scores.shape == (20,)
+    assert np.array_equal(detector.predict(photographs), np.where(scores < detector.offset_, -1, 1))
+    np.testing.assert_allclose(detector.decision_function(photographs), scores - detector.offset_)
+    heat = detector.heat_maps(photographs)
+    assert heat.shape == (20, 32, 32)
+    assert detector.decision_.false_alarms.images == 4
+
+
+def test_no_held_out_photograph_is_anomalous(detector, photographs):
+    alarms = (detector.predict(photographs) == -1).sum()
+    assert alarms <= 16, "at least the four held-out ones are normal"
+    assert detector.offset_ == -max(detector.run_.calibration.scores)
+
+
+def test_saved_and_loaded_it_says_the_same(detector, photographs, tmp_path):
+    detector.save(tmp_path / "run")
+    again = Detector.load(tmp_path / "run")
+    np.testing.assert_allclose(
+        again.score_samples(photographs), detector.score_samples(photographs), rtol=1e-4
+    )
+    assert again.offset_ == detector.offset_
+    with pytest.raises(RunError, match="not empty"):
+        detector.save(tmp_path / "run")
+
+
+def test_files_arrays_and_images_are_the_same_photograph(detector, photographs, tmp_path):
+    Image.fromarray(photographs[0]).save(tmp_path / "a.png")
+    ways = [tmp_path / "a.png", photographs[0], Image.fromarray(photographs[0])]
+    assert len(set(detector.score_samples(ways).round(12))) == 1
+    assert detector.score_samples(tmp_path).shape == (1,)
+
+
+def test_it_is_an_estimator(detector, photographs):
+    twin = clone(detector)
+    assert twin.get_params() == detector.get_params()
+    with pytest.raises(NotFittedError):
+        twin.predict(photographs)
+    with pytest.raises(RunError, match="uint8"):
+        detector.predict([photographs[0] / 255])
+    with pytest.raises(RunError, match="at least two"):
+        Detector(steps=1, resolution=32).fit(photographs[:1])
+    with pytest.raises(RunError, match="no photographs"):
+        detector.predict([])
+
+
+@pytest.mark.parametrize(("before", "after"), [(64, 32), (97, 32), (32, 32), (20, 48)])
+def test_lanczos_is_pillows(before, after):
+    line = np.random.default_rng(before).integers(0, 256, (1, before), dtype=np.uint8)
+    there = np.asarray(Image.fromarray(line).resize((after, 1), Image.Resampling.LANCZOS))[0]
+    here = (lanczos(before, after) @ torch.from_numpy(line[0]).float()).clamp(0, 255).round()
+    assert np.abs(here.numpy() - there).max() <= 1
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_verdicts_of_the_run(detector, photographs, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    path = tmp_path / "model.onnx"
+    assert export_run(detector.run_, path) <= 1e-4
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    batch = np.stack([np.repeat(p[..., None], 3, axis=2) for p in photographs])
+    heat, score, anomalous = session.run(None, {"photographs": batch})
+    # Pillow rounds in fixed point, so single pixels differ by one of 255 grey levels.
+    resized = torch.stack([photo_tensor(Image.fromarray(p), 32) for p in batch])
+    np.testing.assert_allclose(heat, detector.run_.heat_maps(resized), atol=2e-3)
+    np.testing.assert_allclose(-score, detector.score_samples(photographs), atol=2e-3)
+    assert np.array_equal(anomalous, score > -detector.offset_)
+    assert float(session.get_modelmeta().custom_metadata_map["threshold"]) == -detector.offset_
