@@ -245,7 +245,7 @@ def sweep_on_slurm(
         import submitit
     except ImportError as error:
         raise RunError("a cluster needs submitit: pip install submitit") from error
-    executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+    executor = submitit.AutoExecutor(folder=Path(folder), cluster=cluster)
     executor.update_parameters(**parameters)
     submitted = executor.map_array(run_job, list(jobs))
 
