@@ -11,9 +11,9 @@ import copy
 import io
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import matplotlib.pyplot as plt
 import torch
@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssae.corruption import CorruptionSettings, PartialCorruption
 from ssae.datasets import load_category
 from ssae.experiment import Run, thresholds
 from ssae.export import LIVE_DIRECTORY, export_onnx, write_payload
@@ -88,11 +89,12 @@ PLAYGROUND_OBJECTIVES: dict[str, Objective] = {
 
 
 def train_playground(
-    manifold: Manifold, objectives: Mapping[str, Objective], settings: FitSettings
+    manifold: Manifold, objectives: Mapping[str, Objective], settings: FitSettings, code: int = 8
 ) -> dict[str, MLPAutoencoder]:
     """Train one small autoencoder of the plane for each objective, all from the same initial weights.
 
-    The code is wider than the data, so that nothing but the objective keeps a model from copying its input.
+    Unless told otherwise, the code is wider than the data, so that nothing but the objective keeps a model
+    from copying its input.
 
     Parameters
     ----------
@@ -100,6 +102,8 @@ def train_playground(
         A curve in the plane.
     objectives : mapping of str to Objective
     settings : FitSettings
+    code : int
+        Length of the code.
 
     Returns
     -------
@@ -113,7 +117,7 @@ def train_playground(
     models = {}
     for name, objective in objectives.items():
         start = torch.Generator().manual_seed(settings.seed)
-        models[name] = MLPAutoencoder(2, code=8, hidden=(32,), activation="tanh", generator=start).float()
+        models[name] = MLPAutoencoder(2, code=code, hidden=(32,), activation="tanh", generator=start).float()
         fit(models[name], draw, objective, settings, progress=False)
     return models
 
@@ -123,8 +127,10 @@ def write_playground(
     directory: Path | str = LIVE_DIRECTORY,
     name: str = "projection-playground",
     objectives: Mapping[str, Objective] = PLAYGROUND_OBJECTIVES,
-) -> dict[str, dict[str, MLPAutoencoder]]:
-    """Train every model of the projection playground and write its payloads and its still picture.
+    scenes: Mapping[str, Scene] = SCENES,
+    models: Mapping[str, Mapping[str, nn.Module]] | None = None,
+) -> dict[str, Mapping[str, nn.Module]]:
+    """Write the payloads and the still picture of the projection playground.
 
     Parameters
     ----------
@@ -136,23 +142,28 @@ def write_playground(
         Name of the payload.
     objectives : mapping of str to Objective
         What to train; without any, the figure shows the exact projection alone.
+    scenes : mapping of str to Scene
+        The manifolds; the figure opens with the first.
+    models : mapping of str to mapping of str to Module, optional
+        Perceptrons ``(B, 2)`` to the same shape by manifold and name, instead of those trained here.
 
     Returns
     -------
     dict
-        The models, by manifold and objective.
+        The models, by manifold and name.
     """
     settings = settings or FitSettings(steps=smoke(600, 60), learning_rate=1e-2, precision="float32")
-    names = {key: name if key == "circle" else f"{name}-{key}" for key in SCENES}
-    models = {}
-    for key, scene in SCENES.items():
-        models[key] = train_playground(scene.manifold, objectives, settings)
+    first = next(iter(scenes))
+    names = {key: name if key == first else f"{name}-{key}" for key in scenes}
+    shown: dict[str, Mapping[str, nn.Module]] = {}
+    for key, scene in scenes.items():
+        shown[key] = models[key] if models else train_playground(scene.manifold, objectives, settings)
         write_payload(
             names[key],
             figure="projection-playground",
             settings={
                 "manifold": key,
-                "manifolds": {other: SCENES[other].title for other in SCENES},
+                "manifolds": {other: scenes[other].title for other in scenes},
                 "extent": scene.extent,
                 "start": scene.start,
                 "closed": scene.closed,
@@ -161,12 +172,12 @@ def write_playground(
                 "curve": curve_points(scene),
                 "samples": scene.manifold.sample(150, torch.Generator().manual_seed(1)),
             },
-            models=models[key],
-            parts={other: names[other] for other in SCENES if other != key},
+            models=shown[key],
+            parts={other: names[other] for other in scenes if other != key},
             directory=directory,
         )
-    _draw_playground(SCENES["circle"], models["circle"], Path(directory) / f"{name}.png")
-    return models
+    _draw_playground(scenes[first], shown[first], Path(directory) / f"{name}.png")
+    return shown
 
 
 def curve_points(scene: Scene, count: int = 600) -> Tensor:
@@ -183,6 +194,10 @@ def curve_points(scene: Scene, count: int = 600) -> Tensor:
 COLOURS = {
     "exact": PALETTE["ink"],
     "ae": PALETTE["accent"],
+    "pca": PALETTE["second"],
+    "bottleneck": PALETTE["third"],
+    "wide": PALETTE["accent"],
+    "sparse": PALETTE["anomaly"],
     "cae": PALETTE["second"],
     "rcae": PALETTE["normal"],
     "dae": PALETTE["projection"],
@@ -196,7 +211,7 @@ def _draw_playground(scene: Scene, models: Mapping[str, nn.Module], path: Path) 
     curve = curve_points(scene)
     start = torch.tensor([scene.start], dtype=torch.float64)
     ends = {"exact": scene.manifold.project(start)}
-    ends |= {name: model(start.float()).double() for name, model in models.items()}
+    ends |= {name: model(start.to(next(model.parameters()))).double() for name, model in models.items()}
     axes.plot(*torch.cat([curve, curve[:1]]).T, color=PALETTE["ink"], linewidth=2)
     for name, end in ends.items():
         axes.annotate(
@@ -211,10 +226,11 @@ def _draw_playground(scene: Scene, models: Mapping[str, nn.Module], path: Path) 
     _save_still(figure, path)
 
 
-def save_strip(images: Tensor, file: Path | IO[bytes]) -> None:
-    """Write images ``(N, 3, S, S)`` in [0, 1] one below the other into one PNG, as the page reads them."""
+def save_strip(images: Tensor, file: Path | IO[bytes], kind: Literal["png", "jpeg"] = "png") -> None:
+    """Write images ``(N, 3, S, S)`` in [0, 1] one below the other into one picture: what the page reads."""
     strip = (255 * images.permute(0, 2, 3, 1).flatten(0, 1)).round().clamp(0, 255).byte().cpu().numpy()
-    Image.fromarray(strip).save(file, format="png", optimize=True)
+    options = {"quality": 90, "subsampling": 0} if kind == "jpeg" else {}
+    Image.fromarray(strip).save(file, format=kind, optimize=True, **options)
 
 
 def _save_still(figure: Figure, path: Path) -> None:
@@ -587,3 +603,111 @@ def _draw_blind_spot(figure: BlindSpot, path: Path) -> None:
         axis.set_title(title)
         axis.set_axis_off()
     _save_still(drawing, path)
+
+
+@dataclass(frozen=True)
+class CorruptionBench:
+    """What the corruption bench shows: images, foreign textures, and networks that may repair the damage.
+
+    Parameters
+    ----------
+    images, textures : Tensor
+        Normal images and foreign textures, ``(N, 3, S, S)`` and ``(T, 3, S, S)`` in [0, 1].
+    models : dict of str to (str, Module)
+        Title and network, ``(B, 3, S, S)`` to the same shape, by any key.
+    corruption : CorruptionSettings
+        Where the dials start; of its ranges, the upper end.
+    seed : int
+        Which random numbers the figure opens with.
+
+    Notes
+    -----
+    Explained in chapter 9.
+    """
+
+    images: Tensor
+    textures: Tensor
+    models: dict[str, tuple[str, nn.Module]]
+    corruption: CorruptionSettings = field(default_factory=CorruptionSettings)
+    seed: int = 1
+
+    @property
+    def side(self) -> int:
+        """Height and width of the images."""
+        return self.images.shape[-1]
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values of the payload."""
+        dials = self.corruption
+        return {
+            "side": self.side,
+            "count": len(self.images),
+            "elastic": list(dials.elastic),
+            "dials": {
+                "side": dials.side[1],
+                "elongation": dials.elongation,
+                "warp": dials.warp,
+                "fade": dials.fade,
+            },
+            "models": {key: title for key, (title, _) in self.models.items()},
+            "seed": self.seed,
+        }
+
+    def pictures(self) -> Tensor:
+        """Images and textures, ``(N + T, 3, S, S)``."""
+        return torch.cat([self.images, self.textures])
+
+
+def write_corruption_bench(
+    bench: CorruptionBench, directory: Path | str = LIVE_DIRECTORY, onnx: bool = True
+) -> dict[str, float]:
+    """Write the payloads and the still picture of the figure with the dials of the corruption.
+
+    Parameters
+    ----------
+    bench : CorruptionBench
+        Images and networks.
+    directory : path
+        Where to write.
+    onnx : bool
+        Whether to write the networks; without them the figure still corrupts.
+
+    Returns
+    -------
+    dict of str to float
+        Largest difference between ONNX and torch, by network.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    gaps = {}
+    for key, (_, model) in bench.models.items() if onnx else ():
+        network = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format).eval()
+        name = f"corruption-bench-{key}"
+        gaps[key] = export_onnx(network, bench.images[:2], directory / f"{name}.onnx")
+        write_payload(name, figure="corruption-bench", files={"onnx": f"{name}.onnx"}, directory=directory)
+    save_strip(bench.pictures(), directory / "corruption-bench.images.jpg", kind="jpeg")
+    write_payload(
+        "corruption-bench",
+        figure="corruption-bench",
+        settings=bench.settings() | {"models": {key: bench.models[key][0] for key in gaps}},
+        files={"images": "corruption-bench.images.jpg"},
+        parts={key: f"corruption-bench-{key}" for key in gaps},
+        directory=directory,
+    )
+    _draw_corruption_bench(bench, directory / "corruption-bench.png")
+    return gaps
+
+
+def _draw_corruption_bench(bench: CorruptionBench, path: Path) -> None:
+    generator = torch.Generator().manual_seed(bench.seed)
+    dials = replace(
+        bench.corruption, blobs=(1, 1), side=(0.4, 0.4), fills=(0.0, 0.0, 1.0, 0.0), clean_share=0.0
+    )
+    corrupted, mask = PartialCorruption(dials, bench.textures)(bench.images, generator)
+    figure, axes = plt.subplots(1, 3, figsize=(7.6, 2.8), dpi=110)
+    shown = {"normal": bench.images[0], "corrupted": corrupted[0], "mask": mask[0].expand(3, -1, -1)}
+    for axis, (title, picture) in zip(axes, shown.items(), strict=True):
+        axis.imshow(picture.permute(1, 2, 0))
+        axis.set_title(title)
+        axis.set_axis_off()
+    _save_still(figure, path)

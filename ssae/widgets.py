@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -20,11 +21,12 @@ import anywidget
 import numpy as np
 import torch
 import traitlets
+from ipywidgets import Widget, interact
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ssae.export import FORMAT, VERSION, encode_array
-from ssae.live import SCENES, SIGNALS, BlindSpot, curve_points, save_strip
+from ssae.live import SCENES, SIGNALS, BlindSpot, CorruptionBench, curve_points, save_strip
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -259,6 +261,36 @@ def blind_spot(figure: BlindSpot) -> LiveFigure:
     payload = _payload("blind-spot", figure.settings(), **figure.arrays())
     files = {"images": _address(figure.images())}
     return LiveFigure("blind-spot", payload, {"both": figure.network()}, file_urls=files)
+
+
+def corruption_bench(bench: CorruptionBench) -> LiveFigure:
+    """The figure with the dials of the training corruption.
+
+    Parameters
+    ----------
+    bench : CorruptionBench
+        Images and networks, as for ``ssae.live.write_corruption_bench``.
+    """
+    payload = _payload("corruption-bench", bench.settings())
+    parts = {key: (payload, {"model": model}) for key, (_, model) in bench.models.items()}
+    files = {"images": _address(bench.pictures())}
+    return LiveFigure("corruption-bench", payload, {}, parts=parts, file_urls=files)
+
+
+def sliders(draw: Callable[..., object], **controls: Widget) -> None:
+    """``ipywidgets.interact`` in a notebook; in the pages of the book, which have no kernel, one frame.
+
+    Parameters
+    ----------
+    draw : callable
+        Draws a figure from the values of the controls.
+    **controls : Widget
+        One widget with a ``value`` for each argument of ``draw``; the page shows the frame of these values.
+    """
+    if os.environ.get("SSAE_BOOK_PAGES"):
+        draw(**{name: control.value for name, control in controls.items()})
+    else:
+        interact(draw, **controls)
 
 
 def _address(images: Tensor) -> str:

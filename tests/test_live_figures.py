@@ -5,6 +5,7 @@ Chromium may talk to the test's own server only. What the figures say is compare
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import re
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from ssae import live
+from ssae.corruption import CorruptionSettings, procedural_textures
 from ssae.experiment import ExperimentSettings, Run
 from ssae.metrics import au_pro, pixel_auroc
 from ssae.models import ModelSettings, build
@@ -28,7 +30,7 @@ from ssae.textures import make_textures
 from ssae.training import FitSettings
 
 ROOT = Path(__file__).parents[1]
-TOYS = ["projection-playground", "signal-repair", "score-explorer"]
+TOYS = ["projection-playground", "signal-repair", "score-explorer", "corruption-bench"]
 FIGURES = [*TOYS, "blind-spot", "paint-a-defect"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -73,6 +75,10 @@ def small_blind_spot() -> live.BlindSpot:
     )
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 class Site:
     """A built book of one page for each figure, with the models behind it."""
 
@@ -92,13 +98,23 @@ class Site:
         live.write_score_explorer(self.runs["brick"], directory=target)
         self.blind_spot = small_blind_spot()
         live.write_blind_spot(self.blind_spot, target)
+        self.bench = live.CorruptionBench(
+            images=procedural_textures(2, 64, seeded(1)),
+            textures=procedural_textures(2, 64, seeded(2)),
+            models={"own": ("own", build(SLOW).eval())},
+            corruption=CorruptionSettings(side=(0.3, 0.3)),
+        )
+        live.write_corruption_bench(self.bench, target)
         self.payloads = target
         (folder / "conf.py").write_text(CONF.format(extensions=str(ROOT / "book" / "_ext")), encoding="utf-8")
         for name in FIGURES:
             start = "visible" if name in TOYS else "button"
             page = folder / f"{name}.md"
             page.write_text(PAGE.format(name=name, start=start), encoding="utf-8")
-        entries = "\n".join(FIGURES)
+        budget = PAGE.format(name=TOYS[0], start="visible").replace(":name: fig-", ":name: budget-")
+        budget = budget.replace(":alt:", ':options: {"budget": true}\n:alt:')
+        (folder / "budget.md").write_text(budget, encoding="utf-8")
+        entries = "\n".join([*FIGURES, "budget"])
         (folder / "index.md").write_text(f"# All\n\n```{{toctree}}\n{entries}\n```\n", encoding="utf-8")
         self.html = folder / "html"
         command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", str(folder), str(self.html)]
@@ -383,6 +399,91 @@ def test_painting_is_judged_as_torch_judges_it(tab: Tab, site: Site) -> None:
     assert readout(figure, "area") < wide
 
 
+def test_the_budget_is_charged_as_torch_charges_it(tab: Tab, site: Site) -> None:
+    figure = tab.open("budget", TOYS[0])
+    handle = figure.locator(".pp-handle")
+    for key in ["ArrowLeft"] * 5 + ["Shift+ArrowUp"]:
+        handle.press(key)
+    settle(tab.page)
+    shown = figure.locator("[data-readout=position]").inner_text().replace("−", "-").split(",")
+    point = torch.tensor([[float(value) for value in shown]], dtype=torch.float64)
+    source = (1 - point[0, 0] ** 2).sqrt()  # the nearer of two crossings of the circle, above the axis
+    assert readout(figure, "energy") == pytest.approx(float((point[0, 1] - source) ** 2), abs=0.02)
+    ends = {"exact": live.SCENES["circle"].manifold.project(point)}
+    ends |= {
+        name: model(point.float()).detach().double() for name, model in site.playground["circle"].items()
+    }
+    for name, end in ends.items():
+        clean, inside = (end - point)[0].square().tolist()
+        assert readout(figure, f"clean-{name}") == pytest.approx(clean, abs=0.02)
+        assert readout(figure, f"inside-{name}") == pytest.approx(inside, abs=0.02)
+        share = figure.locator(f"[data-readout=budget-{name}]")
+        over = (clean + inside) / float((point[0, 1] - source) ** 2)
+        assert readout(figure, f"budget-{name}") == pytest.approx(100 * over, rel=0.1, abs=3)
+        if abs(over - 1) > 0.1:
+            assert share.get_attribute("data-over") == str(over > 1).lower()
+    assert figure.locator("[data-readout=budget-exact]").get_attribute("data-over") == "false"
+    # The clean coordinate stays one that a normal sample has.
+    for _ in range(12):
+        handle.press("Shift+ArrowRight")
+    settle(tab.page)
+    assert float(figure.locator("[data-readout=position]").inner_text().split(",")[0]) == pytest.approx(
+        1, abs=0.02
+    )
+    assert readout(figure, "budget-exact") <= 100
+
+
+def test_the_bench_corrupts_and_asks_the_network(tab: Tab, site: Site) -> None:
+    name = "corruption-bench"
+    figure = tab.open(name, name)
+    side = site.bench.side
+    assert not any(path.endswith((".onnx", ".wasm")) for path in tab.loaded)
+
+    def mask() -> torch.Tensor:
+        return pixels(figure, 1)[0, 0]
+
+    before = mask()
+    assert readout(figure, "area") == pytest.approx(100 * float(before.mean()), abs=0.3)
+    figure.get_by_role("slider", name="Side").fill("0.6")
+    settle(tab.page)
+    assert float(mask().mean()) > float(before.mean())
+    figure.get_by_role("slider", name="Opacity").fill("0")
+    settle(tab.page)
+    assert readout(figure, "damage") == 0
+    figure.get_by_role("slider", name="Opacity").fill("1")
+    for fill in ("elastic", "elsewhere", "stain", "texture"):
+        figure.get_by_label("Fill", exact=True).select_option(fill)
+        settle(tab.page)
+        corrupted, whole, under = pixels(figure, 0), pixels(figure, 2), mask()
+        inside = under > 0.999
+        assert float((corrupted - whole)[0, :, inside].abs().max()) < 0.01, (
+            "the fill shows where the mask is 1"
+        )
+    canvas = figure.locator("canvas").first
+    box = canvas.bounding_box()
+    tab.page.mouse.click(box["x"] + 0.25 * box["width"], box["y"] + 0.75 * box["height"])
+    settle(tab.page)
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    weight = mask() / mask().sum()
+    centre = torch.stack([(weight * rows).sum(), (weight * columns).sum()]) / side
+    assert float((centre - torch.tensor([0.75, 0.25])).abs().max()) < 0.15
+    canvas.press("Shift+ArrowRight")
+    settle(tab.page)
+    moved = mask() / mask().sum()
+    assert float((moved * columns).sum() / side) > float(centre[1]) + 0.03
+    figure.get_by_label("Network").select_option("own")
+    tab.page.wait_for_function("document.querySelector('[data-readout=outside]').textContent !== '–'")
+    settle(tab.page)
+    (_, model), corrupted = site.bench.models["own"], pixels(figure, 0)
+    with torch.no_grad():
+        repaired = model(corrupted).clamp(0, 1)
+    assert float((pixels(figure, 3) - repaired).abs().max()) < 0.02
+    before = mask()
+    figure.get_by_role("button", name="Draw again").click()
+    settle(tab.page)
+    assert float((mask() - before).abs().mean()) > 0.01
+
+
 def test_the_blind_spot_grows_as_torch_says(tab: Tab, site: Site) -> None:
     name = "blind-spot"
     figure = tab.open(name, name)
@@ -467,6 +568,41 @@ def test_a_missing_payload_fails_with_a_message(browser, address: str) -> None:
     assert "404" in figure.locator(".lf-status").inner_text()
     assert figure.get_by_role("img").is_visible(), "the still picture stays"
     context.close()
+
+
+def test_networks_in_the_page_agree_with_torch(tab: Tab, site: Site) -> None:
+    """100 random inputs for every ONNX payload, through the page's own worker."""
+    tab.page.goto(f"{tab.address}/blind-spot.html")
+    networks = {
+        "blind-spot": site.blind_spot.network(),
+        "corruption-bench-own": site.bench.models["own"][1],
+        "paint-a-defect": site.runs["brick"].model,
+    }
+    for name, model in networks.items():
+        side = json.loads((site.payloads / f"{name}.json").read_text())["settings"].get(
+            "side", site.bench.side
+        )
+        images = torch.rand(100, 3, side, side, generator=seeded(3)).mul(255).round() / 255
+        worst = 0.0
+        for batch in images.split(10):
+            answer = tab.page.evaluate(
+                """async ({url, bytes, shape}) => {
+                  const { onnxPredict } = await import("/_static/live/onnx.js");
+                  window.networks ??= {};
+                  window.networks[url] ??= await onnxPredict(new URL(url, location.href));
+                  const inputs = Float32Array.from(atob(bytes), (c) => c.charCodeAt(0) / 255);
+                  return [...await window.networks[url]("", inputs, shape)];
+                }""",
+                {
+                    "url": f"/_static/live/payloads/{name}.onnx",
+                    "bytes": base64.b64encode(batch.mul(255).byte().numpy().tobytes()).decode("ascii"),
+                    "shape": list(batch.shape),
+                },
+            )
+            with torch.no_grad():
+                there = model(batch.contiguous())
+            worst = max(worst, float((torch.tensor(answer).reshape(there.shape) - there).abs().max()))
+        assert worst < 1e-4, name
 
 
 WIDGET = """

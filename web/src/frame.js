@@ -104,6 +104,10 @@ export function slider(label, { min, max, step, value, format = String, name = n
 export const button = (label, onClick, attributes = {}) =>
   h("button", { type: "button", class: "lf-button", onclick: onClick, ...attributes }, label);
 
+/** A labelled check box. */
+export const checkbox = (label, checked, onChange) =>
+  h("label", { class: "lf-check" }, h("input", { type: "checkbox", checked, onchange: (event) => onChange(event.target.checked) }), label);
+
 /** Read-outs by name: `[["distance", "Distance"], ...]`; returns the list with `.show(name, text)`. */
 export function readouts(entries) {
   const cells = new Map(entries.map(([name]) => [name, h("dd", { "data-readout": name }, "–")]));

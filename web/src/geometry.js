@@ -29,4 +29,19 @@ export function nearestOnCurve(curve, points, closed) {
   return nearest;
 }
 
+/** Heights at which a curve crosses the vertical line at `x`, in the order of the curve. */
+export function crossings(curve, x, closed) {
+  const count = curve.length / 2;
+  const heights = [];
+  for (let i = 0; i < (closed ? count : count - 1); i += 1) {
+    const next = (i + 1) % count;
+    const [x0, x1] = [curve[2 * i], curve[2 * next]];
+    // Half open, so that a vertex counts once.
+    if (x0 <= x === x1 <= x) continue;
+    const t = (x - x0) / (x1 - x0);
+    heights.push(curve[2 * i + 1] + t * (curve[2 * next + 1] - curve[2 * i + 1]));
+  }
+  return heights;
+}
+
 const clamp = (value) => Math.max(-1, Math.min(1, value));

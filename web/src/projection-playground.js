@@ -1,12 +1,17 @@
 // Projection playground: drag a point around a manifold and see where the exact projection and each trained
-// autoencoder send it. Chapters 1 to 5.
+// autoencoder send it. Chapters 1 to 5. With the option "budget" (chapter 5) the point is a normal sample whose second
+// coordinate a defect has changed, and each map is charged for what it changes.
 
 import { announcer, button, draggable, fixed, h, latest, segmented, select, set, slider, svg } from "./frame.js";
-import { nearestOnCurve } from "./geometry.js";
+import { crossings, nearestOnCurve } from "./geometry.js";
 
 const METHODS = {
   exact: "Exact projection",
   ae: "Plain (AE)",
+  pca: "Linear (PCA)",
+  bottleneck: "Bottleneck, code of 1",
+  wide: "Over-complete, code of 16",
+  sparse: "Sparse, code of 16",
   cae: "Contractive (CAE)",
   rcae: "Reconstruction-contractive (RCAE)",
   dae: "Denoising (DAE)",
@@ -36,6 +41,9 @@ export async function mount(root, context) {
   const axes = svg("path", { class: "pp-axes", d: `M${SIZE / 2} 0V${SIZE}M0 ${SIZE / 2}H${SIZE}` });
   const field = svg("path", { class: "pp-field" });
   const dots = svg("path", { class: "pp-samples" });
+  const disc = svg("circle", { class: "pp-disc" });
+  const defect = svg("path", { class: "pp-defect" });
+  const source = svg("circle", { class: "pp-source", r: 7 });
   const curve = svg("path", { class: "pp-curve" });
   const arrows = new Map(
     shown.map((key) => [
@@ -65,9 +73,11 @@ export async function mount(root, context) {
     "svg",
     { class: "pp-plot", viewBox: `0 0 ${SIZE} ${SIZE}`, role: "group", "aria-label": "Plane with the manifold and a movable point" },
     axes,
+    options.budget ? disc : null,
     field,
     dots,
     curve,
+    ...(options.budget ? [defect, source] : []),
     ...[...arrows.values()].flatMap(({ line, head }) => [line, head]),
     handle,
   );
@@ -81,10 +91,12 @@ export async function mount(root, context) {
 
   // The table doubles as legend and switchboard.
   const cells = new Map();
+  const columns = options.budget
+    ? [["inside", "in S"], ["clean", "clean part"], ["budget", "of budget"]]
+    : [["moved", "moves by"], ["error", "off target"]];
   const rows = shown.map((key) => {
-    const moved = h("td", { "data-readout": `moved-${key}` }, "–");
-    const off = h("td", { "data-readout": `error-${key}` }, "–");
-    cells.set(key, { moved, off });
+    const row = Object.fromEntries(columns.map(([name]) => [name, h("td", { "data-readout": `${name}-${key}` }, "–")]));
+    cells.set(key, row);
     const box = h("input", {
       type: "checkbox",
       checked: state.on.has(key),
@@ -98,19 +110,25 @@ export async function mount(root, context) {
       "tr",
       { class: `lf-${key}` },
       h("th", { scope: "row" }, h("label", {}, box, h("span", { class: "lf-swatch" }), METHODS[key] ?? key)),
-      moved,
-      off,
+      ...Object.values(row),
     );
   });
   const table = h(
     "table",
     { class: "lf-table" },
-    h("caption", { class: "lf-visually-hidden" }, "How far each map moves the point, and how far it ends from the exact projection"),
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Map"), h("th", { scope: "col" }, "moves by"), h("th", { scope: "col" }, "off target"))),
+    h(
+      "caption",
+      { class: "lf-visually-hidden" },
+      options.budget
+        ? "Squared change by each map in the corrupted coordinate and in the clean one, and their share of the energy of the defect"
+        : "How far each map moves the point, and how far it ends from the exact projection",
+    ),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Map"), ...columns.map(([, title]) => h("th", { scope: "col" }, title)))),
     h("tbody", {}, ...rows),
   );
   const distance = h("dd", { "data-readout": "distance" }, "–");
   const position = h("dd", { "data-readout": "position" }, "–");
+  const energy = h("dd", { "data-readout": "energy" }, "–");
   const voice = announcer();
   const panel = h(
     "div",
@@ -123,6 +141,7 @@ export async function mount(root, context) {
       { class: "lf-readouts" },
       h("div", {}, h("dt", {}, "Distance to the manifold"), distance),
       h("div", {}, h("dt", {}, "Point"), position),
+      options.budget ? h("div", {}, h("dt", {}, "Energy of the defect"), energy) : null,
     ),
     table,
     h(
@@ -158,6 +177,7 @@ export async function mount(root, context) {
       samples: part.payload.arrays.samples.values,
       start: part.payload.settings.start,
       predict: part.predict,
+      range: rangeOf(part.payload.arrays.curve.values),
     };
     set(curve, { d: polyline(scene.curve, scene.closed) });
     set(dots, { d: specks(scene.samples) });
@@ -182,6 +202,8 @@ export async function mount(root, context) {
   function movePoint(x, y) {
     const limit = 0.97 * extent();
     state.point = [x, y].map((value) => Math.max(-limit, Math.min(limit, value)));
+    // The clean coordinate is that of a normal sample.
+    if (options.budget) state.point[0] = Math.max(scene.range[0], Math.min(scene.range[1], state.point[0]));
     update();
   }
 
@@ -211,18 +233,42 @@ export async function mount(root, context) {
       "aria-valuetext": `x ${fixed(point[0], 2)}, y ${fixed(point[1], 2)}`,
     });
     const spoken = [`Distance to the manifold ${fixed(away, 2)}.`];
+    const spent = options.budget ? drawDefect(point) : null;
     shown.forEach((key, index) => {
       const path = paths[index];
       const end = path.at(-1);
+      const cell = cells.get(key);
+      drawArrow(arrows.get(key), path, state.on.has(key));
+      if (spent !== null) {
+        const [clean, inside] = [(end[0] - point[0]) ** 2, (end[1] - point[1]) ** 2];
+        const share = spent > 1e-6 ? `${Math.round((100 * (clean + inside)) / spent)} %` : "–";
+        cell.inside.textContent = fixed(inside);
+        cell.clean.textContent = fixed(clean);
+        cell.budget.textContent = share;
+        // The theorem holds exactly; what is compared here has been rounded to float32.
+        cell.budget.dataset.over = clean + inside > spent + 1e-5;
+        if (state.on.has(key)) spoken.push(`${METHODS[key]} uses ${share} of the budget.`);
+        return;
+      }
       const moved = Math.hypot(end[0] - point[0], end[1] - point[1]);
       const off = Math.hypot(end[0] - target[0], end[1] - target[1]);
-      cells.get(key).moved.textContent = fixed(moved);
-      cells.get(key).off.textContent = fixed(off);
-      drawArrow(arrows.get(key), path, state.on.has(key));
+      cell.moved.textContent = fixed(moved);
+      cell.error.textContent = fixed(off);
       if (state.on.has(key)) spoken.push(`${METHODS[key]} moves by ${fixed(moved, 2)}.`);
     });
     voice.say(spoken.join(" "));
   });
+
+  /** The source, the defect and the disc in which the projection has to end; gives the energy of the defect. */
+  function drawDefect([x, y]) {
+    const heights = crossings(scene.curve, x, scene.closed);
+    const height = heights.reduce((best, here) => (Math.abs(here - y) < Math.abs(best - y) ? here : best), heights[0]);
+    set(source, { cx: toX(x), cy: toY(height) });
+    set(defect, { d: `M${r(toX(x))} ${r(toY(height))}V${r(toY(y))}` });
+    set(disc, { cx: toX(x), cy: toY(y), r: Math.abs(toY(height) - toY(y)) });
+    energy.textContent = fixed((height - y) ** 2);
+    return (height - y) ** 2;
+  }
 
   function drawArrow({ line, head }, path, visible) {
     const pixels = path.map(([x, y]) => [toX(x), toY(y)]);
@@ -276,6 +322,13 @@ export async function mount(root, context) {
   }
 
   await choose(state.manifold);
+}
+
+/** Least and greatest first coordinate of a curve, drawn in a little so that a vertical line there still meets it. */
+function rangeOf(curve) {
+  const across = curve.filter((_, i) => i % 2 === 0);
+  const [low, high] = [Math.min(...across), Math.max(...across)];
+  return [low + 1e-3 * (high - low), high - 1e-3 * (high - low)];
 }
 
 const r = (value) => Math.round(10 * value) / 10;

@@ -35,15 +35,20 @@ export function nearestPhase(shape, signal, grid = 360) {
   return (low + high) / 2;
 }
 
-/** Standard normal numbers that are the same at every visit (mulberry32 and Box-Muller). */
-export function steadyNoise(count, seed) {
+/** Numbers evenly spread over [0, 1) that are the same at every visit (mulberry32); gives the next at each call. */
+export function steadyUniform(seed) {
   let state = seed >>> 0;
-  const uniform = () => {
+  return () => {
     state = (state + 0x6d2b79f5) >>> 0;
     let t = Math.imul(state ^ (state >>> 15), state | 1);
     t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
     return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
   };
+}
+
+/** Standard normal numbers that are the same at every visit (Box-Muller). */
+export function steadyNoise(count, seed) {
+  const uniform = steadyUniform(seed);
   return Float64Array.from(
     { length: count },
     () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform()),

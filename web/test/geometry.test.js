@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { nearestOnCurve } from "../src/geometry.js";
+import { crossings, nearestOnCurve } from "../src/geometry.js";
 import { nearestPhase, signalAt, squaredDistance, steadyNoise } from "../src/signals.js";
 
 const circle = Float32Array.from({ length: 1200 }, (_, i) => {
@@ -46,4 +46,21 @@ test("steady noise is steady and standard normal", () => {
   const mean = noise.reduce((sum, x) => sum + x, 0) / noise.length;
   const variance = noise.reduce((sum, x) => sum + (x - mean) ** 2, 0) / noise.length;
   assert.ok(Math.abs(mean) < 0.03 && Math.abs(variance - 1) < 0.05);
+});
+
+test("a vertical line crosses the circle twice, and not at all beside it", () => {
+  const angles = Array.from({ length: 600 }, (_, i) => (2 * Math.PI * i) / 600);
+  const curve = Float32Array.from(angles.flatMap((t) => [Math.cos(t), Math.sin(t)]));
+  for (const x of [-0.9, 0, 0.301]) {
+    const [above, below] = crossings(curve, x, true).sort((a, b) => b - a);
+    assert.ok(Math.abs(above - Math.sqrt(1 - x * x)) < 1e-4);
+    assert.ok(Math.abs(below + Math.sqrt(1 - x * x)) < 1e-4);
+  }
+  assert.deepEqual(crossings(curve, 1.2, true), []);
+});
+
+test("an open curve has no piece from its end back to its start", () => {
+  const curve = Float32Array.from([-1, 0, 0, 1, 1, 0]);
+  assert.deepEqual(crossings(curve, 0.5, false), [0.5]);
+  assert.deepEqual(crossings(curve, 0.5, true), [0.5, 0]);
 });

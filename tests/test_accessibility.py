@@ -1,0 +1,98 @@
+"""axe-core finds nothing wrong with any page of the built book, in the light and in the dark."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+from ssae_book.accessible import mend  # noqa: E402
+
+
+def start_figures(page) -> None:
+    """Bring every live figure to life: what a reader operates is what has to be accessible."""
+    for figure in page.locator("[data-live-figure]").all():
+        figure.scroll_into_view_if_needed()
+        if figure.get_attribute("data-start") == "button":
+            figure.locator(".lf-start").click()
+        page.wait_for_function(
+            "figure => ['ready', 'failed'].includes(figure.dataset.state)",
+            arg=figure.element_handle(),
+            timeout=90_000,
+        )
+
+
+def violations(axe, page, options: dict) -> list[str]:
+    """What axe-core finds: rule, and for each element where and why."""
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
+    return [
+        f"{rule['id']} ({rule['impact']}): {' '.join(map(str, node['target']))}: "
+        + "; ".join(check["message"] for check in node["any"] + node["all"] + node["none"])
+        for rule in found
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar">',
+            '<div id="pst-primary-sidebar" class="bd-sidebar-primary bd-sidebar" role="region" '
+            'aria-label="Book">',
+        ),
+        (
+            '<a class="reference internal" href="api.html">API</a><details><summary><span></span></summary>',
+            '<a class="reference internal" href="api.html">API</a><details>'
+            '<summary aria-label="Pages of API"><span></span></summary>',
+        ),
+        (
+            '<dl>\n<dd><em class="sig-param">a</em>,</dd>\n<dd><em class="sig-param">b</em>,</dd>\n</dl>',
+            '<span class="sig-lines"><span class="sig-line"><em class="sig-param">a</em>,</span>\n'
+            '<span class="sig-line"><em class="sig-param">b</em>,</span>\n</span>',
+        ),
+        (
+            '<table><thead>\n<tr class="row-odd"><th class="head"><p></p></th>\n'
+            '<th class="head"><p></p></th>\n'
+            "</tr>\n</thead>\n<tbody></tbody></table>",
+            "<table>\n<tbody></tbody></table>",
+        ),
+        ('<thead><tr><th class="head"><p>a</p></th><th class="head"></th></tr></thead>', None),
+        ("<dl><dt>term</dt><dd>meaning</dd></dl>", None),
+    ],
+)
+def test_mends(before: str, after: str | None) -> None:
+    assert mend(before) == (after or before)
+    assert mend(mend(before)) == mend(before)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_every_page_is_accessible(html: Path, browser, serve) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    address = serve(html)
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="light")
+    complaints = []
+    for file in sorted(html.rglob("*.html")):
+        name = file.relative_to(html).as_posix()
+        if (
+            name.startswith(("_static/", "_sources/"))
+            or "http-equiv" in file.read_text(encoding="utf8")[:2000]
+        ):
+            continue
+        page = context.new_page()
+        page.goto(f"{address}/{name}", wait_until="load")
+        start_figures(page)
+        complaints += [f"{name}, light: {text}" for text in violations(axe, page, {})]
+        # Colours are all that changes in the dark.
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+        only = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+        complaints += [f"{name}, dark: {text}" for text in violations(axe, page, only)]
+        page.close()
+    context.close()
+    assert not complaints, "\n".join(complaints)
