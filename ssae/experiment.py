@@ -397,7 +397,7 @@ def drawn_defects(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     small = F.interpolate(images, size=(textures.SIZE, textures.SIZE), mode="area")
     changes, outlines = [], []
     for index, image in enumerate(small.permute(0, 2, 3, 1).numpy()):
-        drawn, mask = textures.draw_defect(*DRAWN_KINDS[kinds[index]], image, rng)
+        drawn, mask = textures.draw_defect(*DRAWN_KINDS[int(kinds[index])], image, rng)
         changes.append(torch.from_numpy(drawn - image).permute(2, 0, 1))
         outlines.append(torch.from_numpy(mask))
     # Only the drawn change is scaled up: the image keeps its own detail.
@@ -557,7 +557,7 @@ def load_weights(
     model = settings.build_model()
     model.load_state_dict(tensors)
     # The layout of training, in which convolutions are fastest.
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     return Run(model.eval(), settings, data, device)
 
 
