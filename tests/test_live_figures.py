@@ -471,7 +471,7 @@ def test_the_bench_corrupts_and_asks_the_network(tab: Tab, site: Site) -> None:
     settle(tab.page)
     moved = mask() / mask().sum()
     assert float((moved * columns).sum() / side) > float(centre[1]) + 0.03
-    figure.get_by_label("Network").select_option("own")
+    figure.get_by_label("Network (").select_option("own")
     tab.page.wait_for_function("document.querySelector('[data-readout=outside]').textContent !== '–'")
     settle(tab.page)
     (_, model), corrupted = site.bench.models["own"], pixels(figure, 0)
