@@ -94,7 +94,7 @@ class Progress:
         tqdm.write(
             f"step {row.step}, {row.seconds / 60:.1f} min: of defects drawn on {len(self.images) // 2} "
             f"held-out images, image AUROC {measured['image_auroc']:.3f}, pixel AUROC "
-            f"{measured['pixel_auroc']:.3f}; see {self.folder / name}"
+            f"{measured['pixel_auroc']:.3f}; see {self.folder.name}/{name}"
         )
         return measured
 
