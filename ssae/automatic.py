@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssae.corruption import CorruptionSettings
 from ssae.datasets import Category, photo_tensor, read_photo
-from ssae.experiment import ExperimentSettings
+from ssae.experiment import TEXTURE_CORRUPTION, ExperimentSettings
 from ssae.scoring import ScoringSettings
 
 SAMPLE = 100  # photographs looked at
@@ -96,6 +97,7 @@ def choose(
         resolution=resolution,
         symmetry=symmetry,
         crop=resolution // 2 if texture == "yes" else None,
+        corruption=TEXTURE_CORRUPTION if texture == "yes" else CorruptionSettings(),
         scoring=ScoringSettings.for_resolution(resolution),
     )
     return settings, reasons

@@ -65,6 +65,10 @@ SYMMETRIES = {
 # same time.
 TEXTURES = frozenset(("carpet", "grid", "leather", "tile", "wood", "brick", "grass", "gravel", "weave"))
 
+# A texture that is bent or moved is the same texture: such fills cannot be seen in it, and asking for their
+# repair only teaches to blur.
+TEXTURE_CORRUPTION = CorruptionSettings(side=(0.06, 0.4), fills=(0.2, 0.05, 0.45, 0.3))
+
 # Held-out normal images set the threshold and choose settings; they are never trained on.
 HOLD_OUT = 0.05
 
@@ -127,12 +131,15 @@ class ExperimentSettings:
 
     @classmethod
     def for_category(cls, category: str, resolution: int = 128, **changes: Any) -> ExperimentSettings:
-        """Default settings, with the category's symmetry and crops, and a filter that fits the resolution."""
+        """Default settings, with the category's symmetry, the crops and corruption of textures, and a filter
+        that fits the resolution.
+        """
         settings = cls(
             category,
             resolution=resolution,
             symmetry=SYMMETRIES.get(category, "none"),
             crop=resolution // 2 if category in TEXTURES else None,
+            corruption=TEXTURE_CORRUPTION if category in TEXTURES else CorruptionSettings(),
             scoring=ScoringSettings.for_resolution(resolution),
         )
         return replace(settings, **changes)
@@ -214,7 +221,7 @@ def train(
             return read_json(run_dir / "receipt.json")
     elif run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file, and a run is a folder; choose another name")
-    elif run_dir.exists() and any(run_dir.iterdir()):
+    elif run_dir.exists() and any(path.suffix != ".partial" for path in run_dir.iterdir()):
         raise RunError(f"{run_dir} is not empty and holds no run; choose another folder")
 
     device = device or default_device()
