@@ -7,6 +7,7 @@ with fresh examples every time.
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import json
 import os
@@ -44,7 +45,6 @@ from ssae.training import (
 
 MINUTES = float(os.environ.get("SSAE_FUZZ_MINUTES", "0"))
 TARGETS: list[str] = []
-FIXTURES = ("place", "tmp_path_factory")
 
 
 def fuzz(examples: int) -> Callable[[Callable], Callable]:
@@ -68,7 +68,8 @@ def fuzz(examples: int) -> Callable[[Callable], Callable]:
 def again(request: pytest.FixtureRequest) -> None:
     """The long mode: more runs of the same test before the one that pytest makes."""
     end = time.monotonic() + 60 * MINUTES / len(TARGETS)
-    arguments = {name: request.getfixturevalue(name) for name in request.fixturenames if name in FIXTURES}
+    wanted = inspect.signature(request.function).parameters
+    arguments = {name: request.getfixturevalue(name) for name in wanted}
     while time.monotonic() < end:
         request.function(**arguments)
 
@@ -194,14 +195,15 @@ def test_folders(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, 
         path = root / "part" / folder / f"{name}{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = data.draw(st.sampled_from(["good", "damaged", "folder", "link"]))
-        with suppress(FileExistsError, IsADirectoryError):
-            if kind == "folder":
-                path.mkdir()
-            elif kind == "link":
-                path.symlink_to(data.draw(st.sampled_from([path.name, "..", "nowhere"])))
-            else:
-                whole = IMAGES.get(ending, b"text")
-                path.write_bytes(whole if kind == "good" else data.draw(damaged([whole])))
+        whole = IMAGES.get(ending, b"text")
+        if os.path.lexists(path):
+            continue
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "link":
+            path.symlink_to(data.draw(st.sampled_from([path.name, "..", "nowhere"])))
+        else:
+            path.write_bytes(whole if kind == "good" else data.draw(damaged([whole])))
     problems = check(root)
     assert all(str(problem).isprintable() for problem in problems)
     errors = {problem.kind for problem in problems if problem.severity == "error"}
