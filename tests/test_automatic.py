@@ -1,0 +1,110 @@
+"""What is read off photographs, and what is left alone; the look at a training while it runs."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssae.automatic import choose, common_share, shown_symmetry
+from ssae.datasets import DataError, load_folder, open_category
+from ssae.experiment import random_symmetry
+from ssae.progress import Progress
+from ssae.scoring import ScoringSettings
+from ssae.training import FitSettings, LogRow
+
+
+def parts(count=40, side=64, seed=0):
+    """An L of its own size, place and colour on a grey ground: no symmetry at all."""
+    rng = np.random.default_rng(seed)
+    images = np.full((count, 3, side, side), 0.5, np.float32)
+    for image in images:
+        top, left = rng.integers(10, 20, 2)
+        colour = rng.random((3, 1, 1), dtype=np.float32) * 0.3
+        image[:, top : top + 36, left : left + 8] = colour
+        image[:, top + 28 : top + 36, left : left + 26] = colour
+    return torch.from_numpy(images + rng.normal(0, 0.01, images.shape).astype(np.float32)).clamp(0, 1)
+
+
+def surfaces(count=40, side=64):
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index, image in enumerate(parts(25)):
+        pixels = (255 * image.permute(1, 2, 0)).byte().numpy()
+        Image.fromarray(pixels).resize((200 + index, 150)).save(tmp_path / f"{index}.png")
+    return tmp_path
+
+
+def test_parts_share_a_layout_and_surfaces_do_not():
+    assert common_share(parts()) > 0.4
+    assert common_share(surfaces()) == pytest.approx(1 / 40, rel=0.2)
+    assert common_share(parts()[:1].repeat(9, 1, 1, 1)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("symmetry", ["flips", "rotations"])
+def test_no_symmetry_is_claimed_that_the_photographs_lack(symmetry):
+    """A missed one costs a little variety, a wrong one hides defects."""
+    turned = random_symmetry(parts(100), symmetry, torch.Generator().manual_seed(1))
+    assert shown_symmetry(turned) in (symmetry, "none")
+
+
+def test_a_symmetry_that_all_photographs_show_is_found():
+    turned = random_symmetry(parts(100), "all", torch.Generator().manual_seed(1))
+    assert shown_symmetry(turned) == "all"
+    assert shown_symmetry(parts(100)) == "none"
+    assert shown_symmetry(turned[:10]) == "none", "too few to tell"
+
+
+def test_choices_come_with_reasons_and_give_way_to_the_user(folder):
+    settings, reasons = choose(load_folder(folder, 128))
+    assert settings.resolution == 128
+    assert settings.symmetry == "none"
+    assert settings.crop is None
+    assert len(reasons) == 3
+    asked, reasons = choose(load_folder(folder, 128), 64, "all", "yes")
+    assert (asked.resolution, asked.symmetry, asked.crop) == (64, "all", 32)
+    assert reasons == []
+    assert asked.scoring == ScoringSettings.for_resolution(64)
+
+
+def test_small_photographs_get_a_small_model(tmp_path):
+    for index in range(3):
+        Image.fromarray(np.full((70, 90, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
+    assert choose(load_folder(tmp_path, 128))[0].resolution == 64
+
+
+def test_a_folder_is_taken_for_what_it_is(folder, tmp_path):
+    assert len(open_category(folder, None, 32).train_paths) == 25
+    split = tmp_path / "set"
+    (split / "good").mkdir(parents=True)
+    (split / "bad").mkdir()
+    for name in ("good", "bad"):
+        (folder / f"{len(name)}.png").rename(split / name / "a.png")
+    assert [p.parent.name for p in load_folder(split, 32).train_paths] == ["good"]
+    (split / "good").rename(split / "first")
+    with pytest.raises(DataError, match="good parts only"):
+        load_folder(split, 32)
+
+
+def test_progress_is_measured_at_its_points_and_leaves_the_model_alone(tmp_path):
+    normal = parts(4, 16)
+    masks = torch.zeros(4, 16, 16, dtype=torch.bool)
+    masks[:, 4:8, 4:8] = True
+    defective = torch.where(masks[:, None], 1 - normal, normal)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    progress = Progress(normal, defective, masks, ScoringSettings(kernel=1), FitSettings(steps=100), tmp_path)
+    for step in (3, 6, 7, 24, 100):
+        progress(model, LogRow(step, step / 10, 0.1, 1e-3))
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [6, 24]
+    assert all(0 <= float(row["image_auroc"]) <= 1 for row in rows)
+    with Image.open(tmp_path / "step-0000024.png") as sheet:
+        assert sheet.size == (4 * 16, 4 * 16)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
