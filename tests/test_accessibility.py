@@ -61,7 +61,10 @@ def violations(axe, page, options: dict) -> list[str]:
             "</tr>\n</thead>\n<tbody></tbody></table>",
             "<table>\n<tbody></tbody></table>",
         ),
-        ('<thead><tr><th class="head"><p>a</p></th><th class="head"></th></tr></thead>', None),
+        (
+            '<thead><tr><th class="head"><p></p></th><th class="head"><p>a</p></th></tr></thead>',
+            '<thead><tr><td class="head"></td><th class="head"><p>a</p></th></tr></thead>',
+        ),
         ("<dl><dt>term</dt><dd>meaning</dd></dl>", None),
     ],
 )

@@ -24,6 +24,9 @@ EMPTY_HEAD = re.compile(
     r'<thead>\s*<tr[^>]*>\s*(?:<th class="head">(?:\s*<p>\s*</p>)?\s*</th>\s*)+</tr>\s*</thead>'
 )
 
+# The corner of a table that names its rows and its columns heads nothing.
+CORNER = re.compile(r'<th class="head">(?:\s*<p>\s*</p>)?\s*</th>')
+
 
 def mend(page: str) -> str:
     """``page`` with the mends applied."""
@@ -35,7 +38,8 @@ def mend(page: str) -> str:
     page = SIDEBAR.sub(lambda found: found[0][:-1] + ' role="region" aria-label="Book">', page)
     page = UNFOLD.sub(lambda found: f'{found[1]}<summary aria-label="Pages of {found["title"]}">', page)
     page = SIGNATURE.sub(lines, page)
-    return EMPTY_HEAD.sub("", page)
+    page = EMPTY_HEAD.sub("", page)
+    return CORNER.sub('<td class="head"></td>', page)
 
 
 def _mend_all(app: Sphinx, error: Exception | None) -> None:
