@@ -42,6 +42,9 @@ def test_commands_write_into_the_folder_they_are_given_and_nowhere_else(
         return {path.split("/")[0] for path, time in files(tmp_path).items() if before.get(path) != time}
 
     run, out = tmp_path / "run", tmp_path / "out"
+    # Left by a command that was killed as it began: no reason to refuse the folder.
+    run.mkdir()
+    (run / "config.json.partial").write_bytes(b"half of it")
     assert written("data", "check", small_data) == set()
     assert written("train", "--data", small_data, "--resolution", 64, "--steps", 2, "--out", run) == {"run"}
     assert written("evaluate", run) == {"run"}

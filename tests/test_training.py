@@ -144,7 +144,7 @@ def test_other_settings_or_another_model_do_not_resume(tmp_path):
     settings, _ = checkpointed(tmp_path)
     with pytest.raises(CheckpointError, match="other settings"):
         fit(model(), draw, Denoising(0.1), FitSettings(steps=31), tmp_path, progress=False)
-    with pytest.raises(CheckpointError, match=r"another model: model.0.bias is float32 \(8,\), and .* \(9,\) here"):
+    with pytest.raises(CheckpointError, match=r"model.0.bias is float32 \(8,\), and .* \(9,\) here"):
         fit(model(9), draw, Denoising(0.1), settings, tmp_path, progress=False)
 
 
