@@ -90,7 +90,7 @@ def watched(watch: Path) -> tuple[int, int] | None:
 
 @pytest.mark.slow
 def test_killed_twenty_times_at_random_a_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    steps, run_dir = 3000, tmp_path / "run"
+    steps, run_dir = 2000, tmp_path / "run"
     moments = random.Random(0)
     reached = 0
     for kill in range(20):
