@@ -304,7 +304,7 @@ def sweep_table(results: Sequence[tuple[str, dict[str, Any]]], ground: str = "me
     return markdown_table(["category", "change", "seeds", *METRICS.values()], rows)
 
 
-def cluster_parameters(text: str) -> dict[str, str | int]:
+def cluster_parameters(text: str) -> dict[str, Any]:
     """Read ``key=value,...`` as keyword arguments, numbers as numbers.
 
     Raises
