@@ -128,7 +128,11 @@ def test_drawn_defects_change_the_image_inside_their_masks():
         (lambda f: (f / "config.json").unlink(), "no run"),
         (lambda f: (f / "config.json").write_text("{"), "cannot be read as JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "not the config"),
-        (lambda f: (f / "config.json").write_text('{"settings": {"category": "x"}}'), "do not fit"),
+        (lambda f: (f / "config.json").write_text('{"settings": {"category": 3}}'), "do not fit"),
+        (
+            lambda f: (f / "config.json").write_text('{"settings": {"category": "x"}}'),
+            "not hold this run's weights",
+        ),
         (lambda f: (f / "weights.safetensors").unlink(), "not finished"),
         (lambda f: (f / "weights.safetensors").write_bytes(b"12345678"), "weights"),
     ],
