@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
-# Folders and variables count for a chapter as soon as its code, or a module it reaches, names them.
+# Folders and variables count for a chapter as soon as its code, or a module it reaches, names them; a folder
+# as a path, since its name is a common word too.
 FOLDERS = ("results", "weights", "web", "benchmarks")
 VARIABLES = ("SSAE_MVTEC_ROOT", "SSAE_DTD_ROOT", "SSAE_SMOKE")
 CODE_CELL = re.compile(r"^(`{3,})\{code-cell\}[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
@@ -93,7 +94,7 @@ def digest(chapter: Path, root: Path = ROOT) -> str:
         total.update(hashlib.sha256(text.encode()).digest())
     inputs: list[Path] = [root / "requirements.lock"]
     for folder in FOLDERS:
-        if folder in named:
+        if re.search(rf"""["'/]{folder}["'/]""", named):
             inputs += files_under(root / folder)
     for path in inputs:
         if path.exists():
