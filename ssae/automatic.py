@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssae.corruption import CorruptionSettings
 from ssae.datasets import Category, photo_tensor, read_photo
-from ssae.experiment import TEXTURE_CORRUPTION, ExperimentSettings
+from ssae.experiment import ExperimentSettings, texture_settings
 from ssae.scoring import ScoringSettings
 
 SAMPLE = 100  # photographs looked at
@@ -96,9 +95,8 @@ def choose(
         preset=preset,
         resolution=resolution,
         symmetry=symmetry,
-        crop=resolution // 2 if texture == "yes" else None,
-        corruption=TEXTURE_CORRUPTION if texture == "yes" else CorruptionSettings(),
         scoring=ScoringSettings.for_resolution(resolution),
+        **texture_settings(texture == "yes", resolution),
     )
     return settings, reasons
 

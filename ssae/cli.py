@@ -254,7 +254,7 @@ def run_train(options: argparse.Namespace) -> int:
     """``ssae train``."""
     from ssae import automatic
     from ssae.datasets import open_category, unused_files
-    from ssae.experiment import ExperimentSettings, split, train
+    from ssae.experiment import ExperimentSettings, split, texture_settings, train
     from ssae.scoring import false_alarms
     from ssae.training import FitSettings
 
@@ -265,7 +265,7 @@ def run_train(options: argparse.Namespace) -> int:
         if options.symmetry != "auto":
             settings = replace(settings, symmetry=options.symmetry)
         if options.texture != "auto":
-            settings = replace(settings, crop=settings.resolution // 2 if options.texture == "yes" else None)
+            settings = replace(settings, **texture_settings(options.texture == "yes", settings.resolution))
     else:
         for problem in unused_files(options.data):
             print(problem)

@@ -29,6 +29,7 @@ from ssae.experiment import (
     hold_out,
     learn,
     load_run,
+    texture_settings,
     weights_of,
 )
 from ssae.inspection import Decision
@@ -133,8 +134,8 @@ class Detector(OutlierMixin, BaseEstimator):
             preset=self.preset,
             resolution=self.resolution,
             symmetry=self.symmetry,
-            crop=self.resolution // 2 if self.texture else None,
             scoring=ScoringSettings.for_resolution(self.resolution),
+            **texture_settings(self.texture, self.resolution),
         )
         steps = self.steps if self.steps or self.minutes else settings.fit.steps
         settings = replace(

@@ -76,6 +76,13 @@ HOLD_OUT = 0.05
 HOLD_OUT_OF_FOLDER = 0.2
 
 
+def texture_settings(texture: bool, resolution: int) -> dict[str, Any]:
+    """The settings in which a texture, which looks alike everywhere, differs from a part."""
+    if texture:
+        return {"crop": resolution // 2, "corruption": TEXTURE_CORRUPTION}
+    return {"crop": None, "corruption": CorruptionSettings()}
+
+
 @dataclass(frozen=True)
 class ExperimentSettings:
     """Everything that decides what a run becomes, written to ``config.json``.
@@ -138,9 +145,8 @@ class ExperimentSettings:
             category,
             resolution=resolution,
             symmetry=SYMMETRIES.get(category, "none"),
-            crop=resolution // 2 if category in TEXTURES else None,
-            corruption=TEXTURE_CORRUPTION if category in TEXTURES else CorruptionSettings(),
             scoring=ScoringSettings.for_resolution(resolution),
+            **texture_settings(category in TEXTURES, resolution),
         )
         return replace(settings, **changes)
 

@@ -186,8 +186,8 @@ def read_receipts(folder: Path) -> list[dict[str, Any]]:
         for key in ("data_sha256", "code_commit"):
             if not re.fullmatch(r"[\w-]+", receipt[key]):
                 raise RunError(f"{path}: {key} {receipt[key]!a} is no check sum")
-        wrong = [name for name, value in receipt["metrics"].items() if not _is_share(value)]
-        if wrong or not receipt["metrics"]:
+        measured = receipt["metrics"]
+        if not set(METRICS) <= set(measured) or not all(map(_is_share, measured.values())):
             raise RunError(f"{path} has no valid metrics; run `ssae evaluate` on its run again")
         receipts.append(receipt)
     return receipts

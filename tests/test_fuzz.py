@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 from safetensors.torch import save
+from test_receipts import receipt as any_receipt
 from torch import nn
 
 from ssae import metrics
@@ -259,23 +260,7 @@ def test_config_files(place: Path, content: bytes) -> None:
         load_run(place, torch.device("cpu"))
 
 
-RECEIPT: dict[str, Any] = {
-    "dataset": "own",
-    "category": "part",
-    "split_note": "3 normal training, 2 normal test, 2 defective test images",
-    "resolution": 128,
-    "preset": "lite",
-    "settings": {},
-    "seed": 0,
-    "metrics": {"image_auroc": 0.9, "pixel_auroc": 0.95, "pixel_ap": 0.5, "au_pro": 0.9},
-    "data_sha256": "ab" * 32,
-    "code_commit": "c" * 40,
-    "device": "a processor",
-    "versions": {"torch": "2.15.0"},
-    "train_seconds": 90.0,
-    "images_per_second": 40.0,
-    "created": "2026-11-22T12:00:00+00:00",
-}
+RECEIPT: dict[str, Any] = any_receipt()
 
 
 @fuzz(100)

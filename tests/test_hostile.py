@@ -15,6 +15,7 @@ import torch
 from bs4 import BeautifulSoup
 from markdown_it import MarkdownIt
 from safetensors.torch import load, save
+from test_receipts import receipt as any_receipt
 from torch import Tensor, nn
 
 from ssae.experiment import ExperimentSettings, RunError, load_weights
@@ -341,24 +342,7 @@ def test_a_payload_that_is_no_json_is_named(tmp_path: Path) -> None:
 
 
 def receipt(**changes: Any) -> dict[str, Any]:
-    return {
-        "dataset": "own",
-        "category": "part",
-        "split_note": "3 normal training, 2 normal test, 2 defective test images",
-        "resolution": 128,
-        "preset": "lite",
-        "settings": {},
-        "seed": 0,
-        "metrics": {"image_auroc": 0.9, "pixel_auroc": 0.95, "pixel_ap": 0.5, "au_pro": 0.9},
-        "data_sha256": "ab" * 32,
-        "code_commit": "c" * 40,
-        "device": "a processor",
-        "versions": {"torch": "2.15.0"},
-        "train_seconds": 90.0,
-        "images_per_second": 40.0,
-        "created": "2026-11-22T12:00:00+00:00",
-        **changes,
-    }
+    return {**any_receipt(), **changes}
 
 
 @pytest.mark.parametrize(
@@ -372,6 +356,7 @@ def receipt(**changes: Any) -> dict[str, Any]:
         (receipt(seed="0"), "seed: expected a whole number"),
         (receipt(metrics=[]), "metrics: expected an object"),
         (receipt(metrics={"au_pro": "1"}), "no valid metrics"),
+        (receipt(metrics={"au_pro": 1.0}), "no valid metrics"),
         (receipt(versions={"torch": 2}), "versions.torch: expected a text"),
         (receipt(category="../../escape"), "cannot be the name of a folder"),
         (receipt(category=".."), "cannot be the name of a folder"),
@@ -379,7 +364,7 @@ def receipt(**changes: Any) -> dict[str, Any]:
         (receipt(dataset=""), "cannot be the name of a folder"),
         (receipt(data_sha256="` <script>"), "is no check sum"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_hostile_receipt_is_named(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "lite-128-seed0.json"
