@@ -16,11 +16,9 @@ import jupytext
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from ssae_book import freshness, notebooks, repository
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-
-from ssae_book import freshness, notebooks, repository  # noqa: E402
 
 CHAPTERS = [path.stem for path in notebooks.chapters()]
 
