@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import logging
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ssae import __version__
 from ssae.fetch import add_arguments as add_fetch_arguments
@@ -53,8 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ssae.metrics import MetricInputError
     from ssae.training import CheckpointError, Interrupted, TrainingDiverged
 
+    if options.verbose:
+        logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+        logging.getLogger("ssae").setLevel(logging.INFO)
     try:
-        return int(options.run(options))
+        with logging_redirect_tqdm() if options.verbose else nullcontext():
+            return int(options.run(options))
     except (DataError, FetchError, RunError, MetricInputError, CheckpointError, TrainingDiverged) as error:
         print(f"ssae: {error}", file=sys.stderr)
         return INPUT_ERROR
@@ -78,7 +86,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ssae {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    where = argparse.ArgumentParser(add_help=False)
+    talk = argparse.ArgumentParser(add_help=False)
+    talk.add_argument(
+        "-v", "--verbose", action="store_true", help="say on standard error what is read, done and written"
+    )
+    where = argparse.ArgumentParser(add_help=False, parents=[talk])
     where.add_argument("--device", metavar="NAME", help="cpu or cuda (default: the GPU if there is one)")
 
     train = commands.add_parser(
@@ -189,6 +201,7 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export",
+        parents=[talk],
         help="write a run as one ONNX file",
         description="Write a finished run as ONNX: photographs of any size go in, heat maps, scores and "
         "verdicts come out. Compared with torch before it is kept.",
@@ -199,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser(
         "sweep",
+        parents=[talk],
         help="train and measure many runs",
         description="Train and evaluate every change of GRID on every category with every seed, each as a "
         "run in a folder of its own below DIR. Started again, it passes over what is finished and goes on "
@@ -224,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
     )
     make = data.add_parser(
         "make-textures",
+        parents=[talk],
         help="write the textures that come with the book",
         description="Write the four texture categories of the book in the MVTec AD folder layout. "
         "No download needed.",
@@ -233,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     make.set_defaults(run=run_make_textures)
     check = data.add_parser(
         "check",
+        parents=[talk],
         help="list everything that is wrong with a data set",
         description="Look at every file of a data set in the MVTec AD folder layout and list every problem "
         "with its mend.",
@@ -242,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
     add_fetch_arguments(
         data.add_parser(
             "fetch",
+            parents=[talk],
             help="download and unpack a data set",
             description="State the licence, download the archive or take the one given, verify it, unpack it "
             "safely, and install it whole or not at all.",

@@ -8,6 +8,7 @@ A run is a folder. ``config.json`` says what was asked, ``log.csv`` and ``checkp
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +24,14 @@ from torch.nn import functional as F
 
 from ssae import metrics, textures
 from ssae.corruption import CorruptionSettings, PartialCorruption, procedural_textures
-from ssae.datasets import Category, data_sha256, load_category, load_images, open_category
+from ssae.datasets import (
+    Category,
+    data_sha256,
+    load_category,
+    load_images,
+    open_category,
+    progress_over,
+)
 from ssae.models import ModelSettings, SDCAutoencoder, build
 from ssae.objectives import Denoising, Masked, Objective, Reconstruction
 from ssae.progress import Progress
@@ -50,6 +58,8 @@ from ssae.training import (
     step_seed,
     write_atomically,
 )
+
+LOGGER = logging.getLogger(__name__)
 
 # Which transformations turn a normal image into another normal image. A category that is not named keeps its
 # orientation: a wrong symmetry hides defects (a flipped metal nut is one), a missing one only costs a little
@@ -250,6 +260,8 @@ def train(
             "held_out": held_out,
         }
         write_json(run_dir / "config.json", config)
+    LOGGER.info("settings: %s", json.dumps(settings.to_json()))
+    LOGGER.info("%d images to train on, %d held out, on %s", len(kept), len(held), device_name(device))
 
     report = None
     if watch:
@@ -335,6 +347,7 @@ def evaluate(
         raise RunError(
             f"{test.root} has no test images to measure on; name a category in the MVTec AD layout: --data"
         )
+    LOGGER.info("testing on %s: %s", test.root, split_note(test))
     heat = run.heat_maps(test.test_images())
     receipt = read_json(Path(run_dir) / "receipt.json")
     receipt["metrics"] = measure(heat, test, run.settings.scoring)
@@ -474,7 +487,8 @@ class Run:
     @torch.no_grad()
     def reconstruct(self, images: Tensor, batch_size: int = 32) -> Tensor:
         """Images ``(N, 3, H, W)`` in [0, 1] to their reconstructions, on the CPU."""
-        return torch.cat([self.model(b.to(self.device)).float().cpu() for b in images.split(batch_size)])
+        batches = progress_over(images.split(batch_size), "reconstructions")
+        return torch.cat([self.model(b.to(self.device)).float().cpu() for b in batches])
 
     def heat_maps(self, images: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)`` in [0, 1] to heat maps ``(N, H, W)`` on the CPU."""

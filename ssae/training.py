@@ -22,6 +22,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import math
 import os
 import signal
@@ -46,6 +47,7 @@ from ssae.schema import SchemaError, checked, parse_json
 
 Draw = Callable[[torch.Generator], Tensor]
 T = TypeVar("T")
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -512,6 +514,7 @@ class _Checkpoints:
                     f"{path} was trained with other settings; go on with those, or choose another run folder"
                 )
             state.load(path, tensors, header)
+            LOGGER.info("going on from %s", path)
             return True
         if paths:
             tqdm.write(
@@ -625,6 +628,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    LOGGER.info("wrote %s, %d bytes", path, len(content))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
@@ -397,6 +398,19 @@ def test_pages_in_a_browser(html, browser, serve):
         tab.close()
     context.close()
     assert not complaints, "\n".join(complaints)
+
+
+@pytest.mark.slow
+def test_an_unchanged_rebuild_executes_nothing_and_is_quick(html):
+    known = json.loads((ROOT / "_build" / "digests.json").read_text(encoding="utf8"))
+    if known != {name: freshness.digest(ROOT / "book" / f"{name}.md") for name in known}:
+        pytest.skip("the book was built from something else")
+    start = time.perf_counter()
+    again = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - start
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "0 added, 0 changed, 0 removed" in again.stdout
+    assert seconds < 20
 
 
 def foreign(url: str, address: str) -> bool:

@@ -168,6 +168,18 @@ def test_a_bare_folder_is_enough(parts, run_of_parts, tmp_path):
 
 
 @pytest.mark.slow
+def test_logs_are_quiet_unless_asked_for(parts, run_of_parts, tmp_path):
+    _, quiet = run_of_parts
+    assert quiet.stderr == ""
+    loud = ssae("train", "-v", "--data", parts, "--steps", 2, "--out", tmp_path / "run", check=0)
+    assert loud.stdout.splitlines()[:5] == quiet.stdout.splitlines()[:5]
+    said = loud.stderr.splitlines()
+    assert any("ssae.datasets: read 12 images" in line for line in said)
+    assert any("ssae.experiment: settings: {" in line for line in said)
+    assert any(f"ssae.training: wrote {tmp_path / 'run' / 'weights.safetensors'}" in line for line in said)
+
+
+@pytest.mark.slow
 def test_paths_come_from_standard_input(parts, run_of_parts, tmp_path):
     listed = "\n".join(map(str, sorted(parts.glob("*.jpg"))))
     result = subprocess.run(

@@ -2,7 +2,7 @@
 
 const sigmoid = (x) => 0.5 * (1 + Math.tanh(0.5 * x));
 
-const ACTIVATIONS = {
+export const ACTIVATIONS = {
   identity: (x) => x,
   relu: (x) => Math.max(x, 0),
   tanh: Math.tanh,
