@@ -130,6 +130,8 @@ def test_literalinclude_shows_the_code():
     assert shown.startswith("```python\ndef use_style() -> None:")
     with pytest.raises(ValueError, match="no_such_function"):
         notebooks.plain("```{literalinclude} ../ssae/plotting.py\n:pyobject: no_such_function\n```")
+    part = "```{literalinclude} ../ssae/__init__.py\n:start-at: __version__\n:end-at: __version__\n```"
+    assert len(notebooks.plain(part).splitlines()) == 3
 
 
 # The cache of executed chapters

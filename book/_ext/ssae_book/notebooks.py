@@ -8,17 +8,19 @@ Colab and Jupyter do not know them. The first cell prepares Colab and does nothi
 from __future__ import annotations
 
 import argparse
-import ast
 import functools
 import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import yaml
 from pybtex.database import parse_file
 from pybtex.richtext import Text
+from sphinx.config import Config
+from sphinx.directives.code import LiteralIncludeReader
 
 from . import repository
 
@@ -212,35 +214,12 @@ def _options(body: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _included(argument: str, options: dict[str, str]) -> list[str]:
-    """Lines of the package that a ``literalinclude`` shows, whole or one object of it."""
-    path = (BOOK / argument).resolve()
-    source = path.read_text(encoding="utf8")
-    lines = source.splitlines()
-    wanted = options.get("pyobject")
-    if wanted:
-        scope: list[ast.stmt] = ast.parse(source).body
-        node: ast.stmt | None = None
-        for part in wanted.split("."):
-            node = next((n for n in scope if getattr(n, "name", None) == part), None)
-            if node is None:
-                raise ValueError(f"literalinclude {argument}: it has no object {wanted}")
-            scope = getattr(node, "body", [])
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])  # type: ignore[union-attr]
-        lines = lines[first - 1 : node.end_lineno]  # type: ignore[union-attr]
-    elif "start-at" in options or "start-after" in options or "end-before" in options:
-        start = options.get("start-at") or options.get("start-after")
-        begin = next((i for i, line in enumerate(lines) if start and start in line), 0)
-        begin += "start-after" in options
-        stop = options.get("end-before")
-        until = next((i for i in range(begin + 1, len(lines)) if stop and stop in lines[i]), len(lines))
-        lines = lines[begin:until]
-    elif "lines" in options:
-        keep: list[str] = []
-        for span in options["lines"].split(","):
-            a, _, b = span.strip().partition("-")
-            keep += lines[int(a) - 1 : int(b) if b else (len(lines) if "-" in span else int(a))]
-        lines = keep
-    return lines
+    """Lines that a ``literalinclude`` shows: Sphinx's own reader, so that it is what the page shows."""
+    chosen: dict[str, Any] = {key: value for key, value in options.items() if key != "dedent"}
+    if "dedent" in options:
+        chosen["dedent"] = int(options["dedent"]) if options["dedent"] else None
+    reader = LiteralIncludeReader(str((BOOK / argument).resolve()), chosen, Config())
+    return reader.read()[0].rstrip("\n").split("\n")
 
 
 def _role(name: str, text: str) -> str:
