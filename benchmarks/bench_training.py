@@ -1,0 +1,172 @@
+"""Time a training step of the lite model: as `ssae train` runs it, beside the plain loop most scripts hold.
+
+    python benchmarks/bench_training.py [--batch 16] [--size 128] [--rounds 5] [--out FILE]
+
+Both sides train the same model with the same objective and corruption. *plain* is eager float32 in the
+default layout of PyTorch; *ssae* is the package's own step: channels last, and bfloat16 where the processor
+has it; *compiled* puts ``torch.compile`` on top and is left out where no C++ compiler is found. Each way
+runs in a process of its own, so that its greatest memory is its own, and the rounds of all ways take turns.
+
+Beside images a second stands the share of the greatest matrix-multiplication speed that this machine
+reaches in float32, counting three times the operations of a forward pass for a step. Prints a table; writes
+it as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssae.corruption import PartialCorruption, procedural_textures
+from ssae.models import build
+from ssae.objectives import Masked
+from ssae.training import FitSettings, TrainingState, train_step
+
+RESULTS = Path(__file__).parent / "results" / "training.json"
+RATIO_BAR, MEMORY_BAR = 2.5, 2048.0
+STEPS = 5  # a round
+
+
+def prepare(way: str, batch: int, size: int) -> Callable[[], None]:
+    """One step of training; the images lie ready in memory."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(batch, 3, size, size, generator=generator)
+    objective = Masked(PartialCorruption(textures=procedural_textures(64, size, generator)))
+    torch.manual_seed(0)
+    model = build("lite").train()
+    if way == "plain":
+        optimiser = torch.optim.AdamW(model.parameters())
+
+        def plain() -> None:
+            loss = objective(model, clean, generator)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+        return plain
+    model.to(memory_format=torch.channels_last)
+    state = TrainingState(model, FitSettings(steps=10**6, ema=0.999))
+    trained = torch.compile(model) if way == "compiled" else model
+    return lambda: void(train_step(state, trained, lambda generator: clean, objective, 1e-4))
+
+
+def void(_: object) -> None:
+    """A result that nobody looks at."""
+
+
+def worker(way: str, batch: int, size: int, threads: int, pipe: Connection) -> None:
+    """Answer ``"round"`` with the seconds of a step, ``"end"`` with the greatest memory in MiB."""
+    torch.set_num_threads(threads)
+    step = prepare(way, batch, size)
+    for _ in range(2):
+        step()
+    pipe.send("ready")
+    while pipe.recv() != "end":
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        pipe.send((time.perf_counter() - start) / STEPS)
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+
+
+def matmul_peak(threads: int) -> float:
+    """Greatest float32 operations a second of a matrix product of side 2048, of ten."""
+    torch.set_num_threads(threads)
+    side = 2048
+    a, b = torch.rand(side, side), torch.rand(side, side)
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds)
+
+
+def operations(batch: int, size: int) -> int:
+    """Of a step: three times those of a forward pass."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        build("lite")(torch.rand(batch, 3, size, size))
+    return 3 * counter.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    batch, size, threads = arguments.batch, arguments.size, arguments.threads
+
+    ways = ["plain", "ssae"] + (["compiled"] if shutil.which(os.environ.get("CXX", "g++")) else [])
+    peak, work = matmul_peak(threads), operations(batch, size)
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for way in ways:
+        pipes[way], other = context.Pipe()
+        context.Process(target=worker, args=(way, batch, size, threads, other), daemon=True).start()
+        pipes[way].recv()
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(arguments.rounds):
+        for way in ways:
+            pipes[way].send("round")
+            seconds[way].append(pipes[way].recv())
+    table: dict[str, dict[str, Any]] = {}
+    for way in ways:
+        pipes[way].send("end")
+        step = statistics.median(seconds[way])
+        table[way] = {
+            "images_per_second": batch / step,
+            "share_of_matmul_peak": work / step / peak,
+            "step_seconds": seconds[way],
+            "memory_mib": pipes[way].recv(),
+        }
+        if way != "plain":
+            table[way]["ratio"] = statistics.median(seconds["plain"]) / step
+        print(f"{way:<9} {batch / step:6.1f} images/s, {work / step / peak:.0%} of the matmul peak,", end=" ")
+        print(f"{table[way]['memory_mib']:.0f} MiB", end="")
+        print(f", {table[way]['ratio']:.2f} times plain" if way != "plain" else "")
+    record = {
+        "benchmark": "training",
+        "batch": batch,
+        "size": size,
+        "threads": threads,
+        "ways": table,
+        "matmul_peak_gflops": peak / 1e9,
+        "bars": {"ratio": RATIO_BAR, "memory_mib": MEMORY_BAR},
+        "met": {
+            "ratio": max(table[way]["ratio"] for way in ways[1:]) >= RATIO_BAR,
+            "memory_mib": table["ssae"]["memory_mib"] < MEMORY_BAR,
+        },
+        "cpu": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load": os.getloadavg()[0],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
