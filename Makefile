@@ -22,13 +22,14 @@ export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test quick notebooks serve lint lock clean distclean
+.PHONY: help book test quick notebooks serve pdf lint lock clean distclean
 
 help:
 	@echo "make book       environment, locked packages, every chapter executed: _build/html/index.html"
 	@echo "make test       everything above, then the whole test suite"
 	@echo "make quick      the tests that take under five seconds each"
 	@echo "make serve      the built book on http://localhost:$(PORT)"
+	@echo "make pdf        the whole book as _build/book.pdf (needs Chromium)"
 	@echo "make notebooks  the .ipynb beside each chapter, made from its .md"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       requirements.lock anew from pyproject.toml (needs uv)"
@@ -61,6 +62,9 @@ quick: $(READY)
 
 serve: book
 	$(BIN)/python -m http.server --directory _build/html $(PORT)
+
+pdf: book
+	PYTHONPATH=book/_ext $(BIN)/python -m ssae_book.pdf
 
 lint: $(READY)
 	$(BIN)/ruff check .
