@@ -323,6 +323,11 @@ def run_evaluate(options: argparse.Namespace) -> int:
     print(f"{receipt['preset']} at {receipt['resolution']}, seed {receipt['seed']}")
     for name, value in receipt["metrics"].items():
         print(f"  {name:<18} {value:.4f}")
+    for kind, of in receipt["defects"].items():
+        print(
+            f"  {kind}: {of['images']} images, image AUROC {of['image_auroc']:.4f}, pixel AUROC "
+            f"{of['pixel_auroc']:.4f}"
+        )
     return OK
 
 

@@ -351,6 +351,7 @@ def evaluate(
     heat = run.heat_maps(test.test_images())
     receipt = read_json(Path(run_dir) / "receipt.json")
     receipt["metrics"] = measure(heat, test, run.settings.scoring)
+    receipt["defects"] = measure_by_defect(heat, test, run.settings.scoring)
     if data is not None:
         receipt["tested_on"] = {
             "dataset": dataset_name(test),
@@ -455,6 +456,27 @@ def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[
         **pixel_metrics(heat, masks),
         **by_rule,
     }
+
+
+def measure_by_defect(
+    heat: Tensor, category: Category, scoring: ScoringSettings
+) -> dict[str, dict[str, float]]:
+    """For each kind of defect: number of its ``images``, and ``image_auroc`` and ``pixel_auroc`` of them among
+    the normal test images.
+
+    The kinds share their normal images, so their values are not independent.
+    """
+    masks, scores = category.test_masks(), image_scores(heat, scoring)
+    measured = {}
+    for kind in category.defects:
+        chosen = torch.tensor([defect == kind for defect in category.test_defects])
+        among = chosen | ~category.labels
+        measured[kind] = {
+            "images": int(chosen.sum()),
+            "image_auroc": metrics.image_auroc(scores[among], chosen[among]),
+            "pixel_auroc": metrics.pixel_auroc(heat[among], masks[among]),
+        }
+    return measured
 
 
 @dataclass(frozen=True)

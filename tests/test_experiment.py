@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from ssae import experiment, receipts
+from ssae.datasets import load_category
 from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, train, validate
 from ssae.models import ModelSettings
+from ssae.scoring import image_scores
 from ssae.textures import make_textures
 from ssae.training import FitSettings
 
@@ -69,6 +72,24 @@ def test_evaluation_fills_the_metrics_of_the_receipt(run_dir):
     assert all(0 <= value <= 1 for value in measured.values())
     assert json.loads((run_dir / "receipt.json").read_text())["metrics"] == measured
     assert evaluate(run_dir)["metrics"] == measured
+
+
+def test_evaluation_measures_each_kind_of_defect_among_the_normal_images(run_dir, data):
+    by_defect = evaluate(run_dir)["defects"]
+    category = load_category(data, "brick", small().resolution)
+    assert list(by_defect) == list(category.defects)
+    run = load_run(run_dir)
+    for kind, measured in by_defect.items():
+        chosen = [i for i, defect in enumerate(category.test_defects) if defect in ("good", kind)]
+        heat = run.heat_maps(category.test_images()[chosen])
+        truth = category.test_masks()[chosen].flatten().numpy()
+        assert measured["images"] == category.test_defects.count(kind)
+        assert measured["pixel_auroc"] == pytest.approx(
+            roc_auc_score(truth, heat.flatten().numpy()), abs=1e-6
+        )
+        labels = [category.test_defects[i] == kind for i in chosen]
+        scores = image_scores(heat, run.settings.scoring)
+        assert measured["image_auroc"] == pytest.approx(roc_auc_score(labels, scores.numpy()), abs=1e-6)
 
 
 def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run_dir, data):
