@@ -461,7 +461,7 @@ def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[
 def measure_by_defect(
     heat: Tensor, category: Category, scoring: ScoringSettings
 ) -> dict[str, dict[str, float]]:
-    """For each kind of defect: number of its ``images``, and ``image_auroc`` and ``pixel_auroc`` of them among
+    """For each kind of defect: number of its ``images``, and their ``image_auroc`` and ``pixel_auroc`` among
     the normal test images.
 
     The kinds share their normal images, so their values are not independent.

@@ -82,7 +82,7 @@ def test_evaluation_measures_each_kind_of_defect_among_the_normal_images(run_dir
     for kind, measured in by_defect.items():
         chosen = [i for i, defect in enumerate(category.test_defects) if defect in ("good", kind)]
         heat = run.heat_maps(category.test_images()[chosen])
-        truth = category.test_masks()[chosen].flatten().numpy()
+        truth = category.test_masks()[chosen].flatten()
         assert measured["images"] == category.test_defects.count(kind)
         assert measured["pixel_auroc"] == pytest.approx(
             roc_auc_score(truth, heat.flatten().numpy()), abs=1e-6
