@@ -6,8 +6,12 @@ vision), every scalar field from a perceptually uniform colour map: no figure re
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -26,6 +30,8 @@ __all__ = [
     "PALETTE",
     "SIGNED",
     "WIDTH",
+    "Animation",
+    "animate_iterates",
     "as_image",
     "draw_mask",
     "overlay",
@@ -361,6 +367,207 @@ def show_scores(
     axes.set_ylim(-0.5, 1.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(label)
+
+
+@dataclass(frozen=True, repr=False)
+class Animation:
+    """A moving picture that a notebook and a page show without any script.
+
+    Attributes
+    ----------
+    svg : str
+        The picture, one ``svg`` element that requests nothing. It moves on screens of readers who have not
+        asked for less motion; for all others, and on paper, it is a still with the whole of every path.
+    name : str
+        Identifier of the picture: the prefix of every name inside, and the same for the same picture.
+    title : str
+        What the picture is, in a few words.
+    """
+
+    svg: str
+    name: str
+    title: str
+
+    def __repr__(self) -> str:
+        return f"<Animation: {self.title}>"
+
+    def _repr_html_(self) -> str:
+        """The picture with a box that pauses it; the box is there only where the picture moves."""
+        pause = f"{self.name}-pause"
+        return (
+            f'<div class="ssae-animation {self.name}"><input type="checkbox" id="{pause}"/>'
+            f'<label for="{pause}">Pause</label>{self.svg}</div>'
+        )
+
+
+def animate_iterates(
+    trajectories: Mapping[str, ArrayLike],
+    *,
+    title: str,
+    description: str,
+    ground: ArrayLike | None = None,
+    counts: Sequence[int] | None = None,
+    colours: Sequence[str] = ("projection", "normal", "anomaly", "third"),
+    step_seconds: float = 0.75,
+    width: int = 640,
+) -> Animation:
+    """Points of the plane that move from ``x`` to ``f(x)`` to ``f(f(x))`` ..., one panel for each map.
+
+    All panels have the same scale and move together, over and over until the reader pauses them. Each point
+    leaves its path behind. Explained in chapter 3.
+
+    Parameters
+    ----------
+    trajectories : mapping from str to arrays or tensors, each ``(K + 1, N, 2)``
+        Title of each panel and where its ``N`` points are at the start and after each of ``K`` moves.
+    title : str
+        Name of the picture for those who cannot see it.
+    description : str
+        What there is to see, for the same readers; it has to say what the motion shows.
+    ground : array or tensor, ``(M, 2)``, optional
+        A closed curve drawn in every panel.
+    counts : sequence of int, ``(K + 1,)``, optional
+        How often the map has been applied at each place of the trajectories: ``0, 1, ..., K`` by default.
+        With gaps in the count a move stands for several applications.
+    colours : sequence of str
+        Names in :data:`PALETTE`, one for each panel.
+    step_seconds : float
+        Time of one move with the rest after it.
+    width : int
+        Width of the picture, CSS pixels; narrower columns shrink it.
+
+    Returns
+    -------
+    Animation
+        Its last value in a cell shows it.
+
+    Raises
+    ------
+    ValueError
+        If there is no panel, a shape is not as above, a value is not finite, or there are too few colours or
+        counts.
+    """
+    paths = {name: np.asarray(_on_host(path), dtype=np.float64) for name, path in trajectories.items()}
+    if not paths:
+        raise ValueError("there is no trajectory to draw")
+    if len(colours) < len(paths):
+        raise ValueError(f"{len(paths)} panels but {len(colours)} colours: give one for each panel")
+    frames = len(next(iter(paths.values())))
+    for name, path in paths.items():
+        if path.ndim != 3 or path.shape[2] != 2 or len(path) != frames or frames < 2 or path.shape[1] == 0:
+            raise ValueError(
+                f"the trajectories of {name!r} have the shape {path.shape}, not (K + 1, N, 2) with the same "
+                "K > 0 in every panel"
+            )
+        if not np.isfinite(path).all():
+            raise ValueError(f"the trajectories of {name!r} are not finite: apply the map less often")
+    if counts is not None and len(counts) != frames:
+        raise ValueError(f"{len(counts)} counts for {frames} frames: give one for each frame")
+    curve = np.empty((0, 2)) if ground is None else np.asarray(_on_host(ground), dtype=np.float64)
+    if curve.ndim != 2 or curve.shape[1] != 2:
+        raise ValueError(f"the ground has the shape {curve.shape}, not (M, 2)")
+
+    # From the plane to the pixels of one panel: the same scale everywhere, y upwards.
+    everything = np.concatenate([curve, *(path.reshape(-1, 2) for path in paths.values())])
+    low, high = everything.min(0), everything.max(0)
+    gap, rim, head, foot = 14.0, 6.0, 30.0, 30.0
+    across = (width - gap * (len(paths) - 1)) / len(paths)
+    scale = (across - 2 * rim) / max(high[0] - low[0], (high[1] - low[1]) / 2, 1e-9)
+    height = round(head + scale * (high[1] - low[1]) + rim + foot)
+    corner = np.array([(across - scale * (high[0] + low[0])) / 2, head + scale * high[1]])
+
+    def place(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.round(corner + points * [scale, -scale], 1) + 0.0
+
+    # One round: a rest, the moves, a longer rest. When each place is reached, in per cent of it:
+    seconds = 1.0 + (frames - 1) * step_seconds + 2.0
+    at = [100 * (1.0 + k * step_seconds) / seconds for k in range(frames)]
+    spots = {name: place(path) for name, path in paths.items()}
+    outline = "L".join(map(_numbers, place(curve)))
+
+    # All names begin with a key of their own: a page is one room for the styles of everything on it.
+    words = repr((title, description, counts, colours, seconds, list(paths), outline))
+    fingerprint = hashlib.sha256(words.encode() + b"".join(spot.tobytes() for spot in spots.values()))
+    key = "it" + fingerprint.hexdigest()[:6]
+    rules: list[str] = []  # only for those who see it move
+
+    def animate(label: str, keyframes: str) -> None:
+        rules.append(
+            f"@keyframes {key}-{label}{{{keyframes}}}.{key} .{label}{{animation-name:{key}-{label}}}"
+        )
+
+    drawn: list[str] = []
+    animate("all", "0%,100%{opacity:0}2%,98%{opacity:1}")
+    for k in range(1, frames):
+        animate(f"t{k}", f"0%,{_percent(at[k - 1])}{{opacity:0}}{_percent(at[k], 100)}{{opacity:1}}")
+    for panel, ((name, spot), colour) in enumerate(zip(spots.items(), colours, strict=False)):
+        drawn.append(f'<g transform="translate({_numbers([panel * (across + gap)])})">')
+        drawn.append(f'<text x="{_numbers([across / 2])}" y="16" text-anchor="middle">{escape(name)}</text>')
+        if outline and panel == 0:
+            drawn.append(f'<path id="{key}-ground" d="M{outline}Z" fill="none" stroke="currentColor"/>')
+        elif outline:
+            drawn.append(f'<use href="#{key}-ground"/>')
+        dots = "".join(f"M{_numbers(start)}h0" for start in spot[0])
+        drawn.append(f'<path d="{dots}" stroke="currentColor" stroke-width="2.6" stroke-linecap="round"/>')
+        drawn.append(f'<g class="m all" fill="{PALETTE[colour]}" stroke="{PALETTE[colour]}">')
+        for k in range(1, frames):
+            moved = (spot[k] != spot[k - 1]).any(1)
+            steps = zip(spot[k - 1][moved], (spot[k] - spot[k - 1])[moved], strict=True)
+            if trail := "".join(f"M{_numbers(start)}l{_numbers(step)}" for start, step in steps):
+                drawn.append(f'<path class="m t{k}" d="{trail}" fill="none" stroke-opacity=".7"/>')
+        for index, stops in enumerate(spot.transpose(1, 0, 2)):
+            # The circle stands at the end; where a point stays for several frames, one rest holds them all.
+            new = [0] + [k for k in range(1, frames) if (stops[k] != stops[k - 1]).any()]
+            since = [0.0] + [at[k] for k in new[1:]]
+            until = [at[k - 1] for k in new[1:]] + [100.0]
+            rests = (
+                f"{_percent(*rest)}{{translate:{_numbers(stops[k] - stops[-1], 'px')}}}"
+                for k, *rest in zip(new, since, until, strict=True)
+            )
+            animate(f"p{panel}-{index}", "".join(rests))
+            x, y = map(float, stops[-1])
+            drawn.append(f'<circle class="m p{panel}-{index}" cx="{x:g}" cy="{y:g}" r="3" stroke="none"/>')
+        drawn.append("</g></g>")
+    turn = [0.0] + [(a + b) / 2 for a, b in pairwise(at)]  # when the counter changes: in the middle of a move
+    for k, count in enumerate(range(frames) if counts is None else counts):
+        text = ("at the start", "applied once")[count] if count < 2 else f"applied {count} times"
+        before = f"0%{{opacity:0}}{_percent(turn[k])}" if k else "0%"
+        last = k == frames - 1
+        after = ",100%{opacity:1}" if last else f"{{opacity:1}}{_percent(turn[k + 1], 100)}{{opacity:0}}"
+        animate(f"n{k}", before + after)
+        hidden = "" if last else ' opacity="0"'
+        drawn.append(f'<text class="m n n{k}" x="{width / 2:g}" y="{height - 8}"{hidden}>{text}</text>')
+
+    # Still unless it may move: readers who asked for less motion and paper get the end of every path.
+    style = (
+        f"svg.{key}{{display:block;max-width:100%;height:auto;margin:auto}}.{key} .n{{text-anchor:middle}}"
+        f".{key} input,.{key} label{{display:none}}"
+        "@media screen and (prefers-reduced-motion:no-preference){"
+        f".{key} .m{{animation:{seconds:g}s cubic-bezier(.7,0,.3,1) infinite}}"
+        f".{key} .n{{animation-timing-function:step-end}}"
+        f".{key} input,.{key} label{{display:inline;vertical-align:middle;margin:0 .4em 0 0}}"
+        f"#{key}-pause:checked~svg .m{{animation-play-state:paused}}{''.join(rules)}}}"
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="{key}" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-labelledby="{key}-title {key}-desc" '
+        'fill="currentColor" font-size="14" stroke-width="1.2">'
+        f'<title id="{key}-title">{escape(title)}</title>'
+        f'<desc id="{key}-desc">{escape(description)}</desc><style>{style}</style>{"".join(drawn)}</svg>'
+    )
+    return Animation(svg=svg, name=key, title=title)
+
+
+def _percent(*times: float) -> str:
+    """Places in an animation, as a selector of keyframes."""
+    return ",".join(f"{round(time, 1):g}%" for time in dict.fromkeys(times))
+
+
+def _numbers(values: Iterable[float], unit: str = "") -> str:
+    """Coordinates, to a tenth of a pixel."""
+    return " ".join(
+        f"{round(float(value), 1) + 0.0:g}{unit if abs(value) >= 0.05 else ''}" for value in values
+    )
 
 
 def _on_host(values: Any) -> Any:

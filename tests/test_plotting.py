@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from xml.etree import ElementTree
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -12,6 +15,8 @@ import pytest
 import torch
 
 from ssae import plotting
+
+SVG = {"svg": "http://www.w3.org/2000/svg"}
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +157,118 @@ def test_use_style_sets_the_palette_and_can_be_undone():
     assert colours[1] == plotting.PALETTE["anomaly"]
     matplotlib.rcdefaults()
     assert plt.rcParams["axes.prop_cycle"].by_key()["color"] != colours
+
+
+SPIRAL = torch.tensor([[0.6, -0.5], [0.5, 0.6]])  # f(x) = SPIRAL x turns and shrinks
+
+
+def spiral(frames: int, points: torch.Tensor) -> torch.Tensor:
+    return torch.stack([points @ torch.linalg.matrix_power(SPIRAL, k).T for k in range(frames)])
+
+
+def test_animated_points_start_and_end_where_the_trajectories_do():
+    points = torch.rand(7, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    projected = torch.nn.functional.normalize(points, dim=1)
+    trajectories = {
+        "projection": torch.stack([points, *[projected] * 5]),
+        "spiral": spiral(6, points),
+    }
+    animation = plotting.animate_iterates(
+        trajectories, title="t", description="d", ground=torch.rand(20, 2), counts=(0, 1, 2, 4, 8, 16)
+    )
+    root = ElementTree.fromstring(animation.svg)
+    panels = root.findall("svg:g", SVG)
+    assert len(panels) == 2
+    style = root.findtext("svg:style", namespaces=SVG)
+    drawn, meant = [], []
+    for panel, places in zip(panels, trajectories.values(), strict=True):
+        circles = panel.findall(".//svg:circle", SVG)
+        assert len(circles) == len(points)
+        for index, circle in enumerate(circles):
+            end = np.array([float(circle.get("cx")), float(circle.get("cy"))])
+            label = circle.get("class").split()[-1]
+            keyframes = re.search(rf"@keyframes {animation.name}-{label}\{{(.*?\}})\}}", style)[1]
+            stops = re.findall(r"([^{}]+)\{translate:(\S+) (\S+)\}", keyframes)
+            assert stops[0][0].startswith("0%")
+            assert stops[-1][0].endswith("100%")
+            offsets = np.array(
+                [[float(x.removesuffix("px")), float(y.removesuffix("px"))] for _, x, y in stops]
+            )
+            drawn += [end + offsets[0], end + offsets[-1]]
+            meant += [places[0, index].numpy(), places[-1, index].numpy()]
+            assert len(stops) == (2 if places is trajectories["projection"] else 6)
+    # One scale for both panels and both axes, with y upwards.
+    drawn, meant = np.array(drawn), np.array(meant)
+    across, up = np.polyfit(meant[:, 0], drawn[:, 0], 1), np.polyfit(meant[:, 1], drawn[:, 1], 1)
+    assert across[0] == pytest.approx(-up[0], rel=0.01)
+    assert np.abs(np.polyval(across, meant[:, 0]) - drawn[:, 0]).max() < 0.15
+    assert np.abs(np.polyval(up, meant[:, 1]) - drawn[:, 1]).max() < 0.15
+    assert [text.text for text in root.findall("svg:text", SVG)][-1] == "applied 16 times"
+
+
+def test_an_animation_is_still_by_default_and_moves_only_where_that_is_welcome():
+    animation = plotting.animate_iterates({"a": spiral(4, torch.eye(2))}, title="t", description="d")
+    style = ElementTree.fromstring(animation.svg).findtext("svg:style", namespaces=SVG)
+    still, welcome, moving = style.partition("@media screen and (prefers-reduced-motion:no-preference){")
+    assert welcome
+    assert "animation" not in still
+    assert "@keyframes" in moving
+    # The box that pauses it is for the same readers.
+    assert f".{animation.name} input,.{animation.name} label{{display:none}}" in still
+    shown = animation._repr_html_()
+    box = ElementTree.fromstring(shown).find("input")
+    assert f"#{box.get('id')}:checked~svg .m{{animation-play-state:paused}}" in moving
+    assert "<script" not in shown
+    assert re.findall(r"https?://[^\"]*", shown) == ["http://www.w3.org/2000/svg"]  # a name, not an address
+    # Without the rules of motion there is the whole of every path, and one line of the counter.
+    trails = [
+        path
+        for path in ElementTree.fromstring(animation.svg).findall(".//svg:path", SVG)
+        if path.get("class")
+    ]
+    assert len(trails) == 3
+    assert all(path.get("opacity") is None for path in trails)
+    counters = ElementTree.fromstring(animation.svg).findall("svg:text", SVG)
+    assert [text.get("opacity") for text in counters] == ["0", "0", "0", None]
+
+
+def test_an_animation_says_what_it_shows():
+    animation = plotting.animate_iterates(
+        {"<f> & g": spiral(3, torch.eye(2))}, title='A "map" <f>', description="a & b < c"
+    )
+    root = ElementTree.fromstring(animation.svg)
+    assert root.get("role") == "img"
+    said = {
+        element.get("id"): element.text
+        for element in (*root.iter(f"{{{SVG['svg']}}}title"), *root.iter(f"{{{SVG['svg']}}}desc"))
+    }
+    assert [said[name] for name in root.get("aria-labelledby").split()] == ['A "map" <f>', "a & b < c"]
+    assert root.find("svg:g/svg:text", SVG).text == "<f> & g"
+    assert repr(animation) == '<Animation: A "map" <f>>'
+
+
+def test_animations_on_one_page_have_names_of_their_own():
+    def name(points, **options):
+        return plotting.animate_iterates({"a": points}, title="t", description="d", **options).name
+
+    points = spiral(3, torch.eye(2))
+    names = [name(points), name(points + torch.eye(2)), name(points, ground=torch.eye(2) / 2)]
+    assert len(set(names)) == 3
+    assert name(points) == names[0]
+
+
+@pytest.mark.parametrize(
+    ("trajectories", "options", "fault"),
+    [
+        ({}, {}, "no trajectory"),
+        ({"a": np.zeros((3, 4, 3))}, {}, r"\(3, 4, 3\)"),
+        ({"a": np.zeros((3, 4, 2)), "b": np.zeros((2, 4, 2))}, {}, "'b'"),
+        ({"a": np.full((3, 4, 2), np.inf)}, {}, "not finite"),
+        ({"a": np.zeros((3, 4, 2))}, {"counts": (0, 1)}, "2 counts for 3 frames"),
+        ({"a": np.zeros((3, 4, 2))}, {"colours": ()}, "0 colours"),
+        ({"a": np.zeros((3, 4, 2))}, {"ground": np.zeros(4)}, r"\(4,\)"),
+    ],
+)
+def test_animate_iterates_refuses(trajectories, options, fault):
+    with pytest.raises(ValueError, match=fault):
+        plotting.animate_iterates(trajectories, title="t", description="d", **options)
