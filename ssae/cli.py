@@ -138,6 +138,12 @@ def parser() -> argparse.ArgumentParser:
         help="whether the photographs show a surface that looks alike everywhere, such as cloth (default: "
         "what the photographs show)",
     )
+    train.add_argument(
+        "--foreign",
+        metavar="FOLDER",
+        help="photographs of textures that have nothing to do with the parts, to damage images with in "
+        "training, for instance the Describable Textures Dataset (default: computed ones)",
+    )
     length = train.add_mutually_exclusive_group()
     length.add_argument(
         "--steps", type=positive_int, metavar="N", help="length of training in steps (default 4000)"
@@ -300,7 +306,8 @@ def run_train(options: argparse.Namespace) -> int:
     steps = options.steps or (None if options.minutes else settings.fit.steps)
     fit: FitSettings = replace(settings.fit, steps=steps, minutes=options.minutes, seed=options.seed)
     source = category.root.parent if category.test_paths else category
-    receipt = train(replace(settings, fit=fit), source, options.out, where, watch=True)
+    settings = replace(settings, fit=fit)
+    receipt = train(settings, source, options.out, where, watch=True, textures=options.foreign)
     after = "evaluate" if category.test_paths else "predict"
     print(
         f"{Path(options.out)}: {receipt['train_steps']} steps in {receipt['train_seconds']:.0f} s "

@@ -494,6 +494,48 @@ def photo_tensor(photo: Image.Image, resolution: int) -> Tensor:
     return pixels.expand(3, -1, -1) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
+def load_textures(folder: str | os.PathLike[str], size: int, count: int = 256) -> Tensor:
+    """Foreign textures for :class:`ssae.corruption.PartialCorruption`: photographs, for instance those of the
+    Describable Textures Dataset.
+
+    Parameters
+    ----------
+    folder
+        Image files, or folders of them, which are searched with all folders inside.
+    size
+        Height and width of a texture in pixels.
+    count
+        How many to take at most; they are spread evenly over the sorted files, so that every folder gives
+        some.
+
+    Returns
+    -------
+    Tensor
+        ``(T, 3, size, size)``, float32 in [0, 1]: of each photograph the greatest square in the middle.
+
+    Raises
+    ------
+    DataError
+        If the folder is missing, a file taken cannot be read, or there is no image at all.
+    """
+    _check_resolution(size)
+    files = list(tree_files(folder))
+    if not files:
+        raise DataError(_problem("empty", folder, endings=_ENDINGS))
+    chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(min(count, len(files)))]
+    textures = torch.empty(len(chosen), 3, size, size)
+    for index, path in enumerate(progress_over(chosen, "textures")):
+        textures[index] = photo_tensor(_middle(read_photo(path)), size)
+    LOGGER.info("read %d of %d foreign textures below %s", len(chosen), len(files), folder)
+    return textures
+
+
+def _middle(photo: Image.Image) -> Image.Image:
+    side = min(photo.size)
+    left, top = ((length - side) // 2 for length in photo.size)
+    return photo.crop((left, top, left + side, top + side))
+
+
 def load_masks(
     paths: Sequence[str | os.PathLike[str] | None],
     resolution: int,

@@ -7,6 +7,7 @@ A run is a folder. ``config.json`` says what was asked, ``log.csv`` and ``checkp
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from ssae.datasets import (
     data_sha256,
     load_category,
     load_images,
+    load_textures,
     open_category,
     progress_over,
 )
@@ -199,6 +201,7 @@ def train(
     device: torch.device | None = None,
     progress: bool = True,
     watch: bool = False,
+    textures: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Train one category into ``run_dir`` and return the receipt.
 
@@ -220,6 +223,9 @@ def train(
         Whether to show a progress bar.
     watch
         Whether to measure drawn defects now and then, see :class:`ssae.progress.Progress`.
+    textures
+        Folder of foreign textures to fill corrupted places with, see :func:`ssae.datasets.load_textures`; by
+        default :func:`ssae.corruption.procedural_textures`.
 
     Raises
     ------
@@ -233,13 +239,22 @@ def train(
     if resumed:
         if read_config(run_dir)["settings"] != settings.to_json():
             raise RunError(f"{run_dir} holds a run with other settings; choose another folder or remove it")
-        if (run_dir / "receipt.json").exists():
+        if (run_dir / "receipt.json").exists() and textures is None:
             return read_json(run_dir / "receipt.json")
     elif run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file, and a run is a folder; choose another name")
     elif run_dir.exists() and any(path.suffix != ".partial" for path in run_dir.iterdir()):
         raise RunError(f"{run_dir} is not empty and holds no run; choose another folder")
 
+    foreign = None if textures is None else load_textures(textures, settings.resolution)
+    foreign_sha256 = "" if foreign is None else _pixels_sha256(foreign)
+    if resumed:
+        if read_config(run_dir).get("textures_sha256", "") != foreign_sha256:
+            raise RunError(
+                f"{run_dir} holds a run with other foreign textures; name the folder it began with"
+            )
+        if (run_dir / "receipt.json").exists():
+            return read_json(run_dir / "receipt.json")
     device = device or default_device()
     category = (
         data if isinstance(data, Category) else load_category(data, settings.category, settings.resolution)
@@ -258,6 +273,7 @@ def train(
             "data": os.fspath(root if isinstance(data, Category) else Path(data).resolve()),
             "root": os.fspath(root),
             "held_out": held_out,
+            **({} if foreign is None else {"textures_sha256": foreign_sha256}),
         }
         write_json(run_dir / "config.json", config)
     LOGGER.info("settings: %s", json.dumps(settings.to_json()))
@@ -268,7 +284,7 @@ def train(
         normal = images[held[: Progress.IMAGES]]
         defective, masks = drawn_defects(normal, seed=settings.fit.seed)
         report = Progress(normal, defective, masks, settings.scoring, settings.fit, run_dir / "progress")
-    model, log = learn(settings, images[kept], device, run_dir, progress, report)
+    model, log = learn(settings, images[kept], device, run_dir, progress, report, foreign)
     if report is not None:
         report.measure(model, log[-1])
     write_atomically(run_dir / "weights.safetensors", save(weights_of(model)))
@@ -281,6 +297,7 @@ def train(
         **identity(category, settings),
         "metrics": {},
         "data_sha256": data_sha256(category),
+        **({} if foreign is None else {"textures_sha256": foreign_sha256, "textures": len(foreign)}),
         "code_commit": code_commit(),
         "device": device_name(device),
         "versions": versions(),
@@ -302,13 +319,17 @@ def learn(
     run_dir: Path | None = None,
     progress: bool = True,
     report: Callable[[nn.Module, LogRow], None] | None = None,
+    textures: Tensor | None = None,
 ) -> tuple[SDCAutoencoder, list[LogRow]]:
-    """Train a new model on normal images ``(N, 3, H, W)``; the model, ready to be applied, and the log."""
+    """Train a new model on normal images ``(N, 3, H, W)``; the model, ready to be applied, and the log.
+
+    ``textures`` ``(T, 3, h, w)`` take the place of procedural ones.
+    """
     model = settings.build_model().to(device)
     log = fit(
         model,
         make_draw(images.to(device), settings),
-        make_objective(settings, device),
+        make_objective(settings, device, textures),
         settings.fit,
         run_dir,
         progress,
@@ -535,7 +556,13 @@ def load_run(run_dir: str | os.PathLike[str], device: torch.device | None = None
     return replace(run, held_out=held_out, calibration=read_calibration(run_dir / "calibration.json"))
 
 
-_CONFIG = {"settings": dict[str, Any], "data": str, "root": str, "held_out": list[str]}
+_CONFIG = {
+    "settings": dict[str, Any],
+    "data": str,
+    "root": str,
+    "held_out": list[str],
+    "textures_sha256": str,
+}
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -641,19 +668,29 @@ def make_draw(images: Tensor, settings: ExperimentSettings) -> Draw:
     return draw
 
 
-def make_objective(settings: ExperimentSettings, device: torch.device) -> Objective:
+def make_objective(
+    settings: ExperimentSettings, device: torch.device, textures: Tensor | None = None
+) -> Objective:
     """What a run minimises."""
     if settings.objective == "reconstruction":
         return Reconstruction()
     if settings.objective == "denoising":
         return Denoising(settings.noise)
-    return Masked(make_corruption(settings, device), settings.weight, settings.noise)
+    return Masked(make_corruption(settings, device, textures), settings.weight, settings.noise)
 
 
-def make_corruption(settings: ExperimentSettings, device: torch.device) -> PartialCorruption:
-    """The training corruption of a run, with its own seeded pool of procedural textures."""
-    generator = torch.Generator(device).manual_seed(step_seed(settings.fit.seed, 2**32 - 1))
-    return PartialCorruption(settings.corruption, procedural_textures(64, settings.resolution, generator))
+def make_corruption(
+    settings: ExperimentSettings, device: torch.device, textures: Tensor | None = None
+) -> PartialCorruption:
+    """The training corruption of a run; given no textures, it has a seeded pool of procedural ones."""
+    if textures is None:
+        generator = torch.Generator(device).manual_seed(step_seed(settings.fit.seed, 2**32 - 1))
+        textures = procedural_textures(64, settings.resolution, generator)
+    return PartialCorruption(settings.corruption, textures.to(device))
+
+
+def _pixels_sha256(images: Tensor) -> str:
+    return hashlib.sha256((255 * images).round().byte().numpy().tobytes()).hexdigest()
 
 
 def random_symmetry(images: Tensor, symmetry: str, generator: torch.Generator) -> Tensor:

@@ -30,6 +30,7 @@ from ssae.datasets import (
     load_folder,
     load_images,
     load_masks,
+    load_textures,
     mvtec_root,
 )
 
@@ -607,3 +608,20 @@ def test_no_file_can_stop_a_check(tmp_path: Path, data: st.DataObject) -> None:
     for read in (datasets._read_photo, datasets._read_mask):
         result, problems = read(path)
         assert result is not None or any(problem.severity == "error" for problem in problems)
+
+
+def test_textures_are_squares_spread_over_all_folders(tmp_path):
+    for kind, value in (("a", 50), ("b", 100), ("c", 150)):
+        (tmp_path / kind).mkdir()
+        for index in range(4):
+            pixels = np.full((20, 60, 3), value, np.uint8)
+            pixels[:, :20] = pixels[:, 40:] = 255  # beside the square in the middle
+            Image.fromarray(pixels).save(tmp_path / kind / f"{index}.png")
+    textures = load_textures(tmp_path, 16, count=6)
+    assert textures.shape == (6, 3, 16, 16)
+    means = (255 * textures[:, :, 4:12, 4:12]).mean((1, 2, 3)).round().tolist()
+    assert means == [50, 50, 100, 100, 150, 150]
+    assert len(load_textures(tmp_path, 16)) == 12
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no image\. Mend: put images there"):
+        load_textures(tmp_path / "empty", 16)

@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from ssae import experiment, receipts
-from ssae.datasets import load_category
+from ssae.datasets import DataError, load_category
 from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, train, validate
 from ssae.models import ModelSettings
 from ssae.scoring import image_scores
@@ -208,3 +210,25 @@ def test_split_note_tells_when_the_split_is_not_official(data):
     assert receipts.split_note(official).startswith("official split")
     other = replace(official, train_paths=paths[:243])
     assert receipts.split_note(other).startswith("not the official split: 243 normal training")
+
+
+def test_foreign_textures_take_the_place_of_computed_ones(data, tmp_path):
+    folder = tmp_path / "foreign"
+    for index in range(3):
+        (folder / "kind").mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(index).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "kind" / f"{index}.png")
+    computed = train(small(), data, tmp_path / "computed", progress=False)
+    receipt = train(small(), data, tmp_path / "given", progress=False, textures=folder)
+    assert receipt["textures"] == 3
+    assert len(receipt["textures_sha256"]) == 64
+    assert "textures" not in computed
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("computed", "given")]
+    assert weights[0] != weights[1]
+    assert train(small(), data, tmp_path / "given", progress=False, textures=folder) == receipt
+    (folder / "kind" / "0.png").unlink()
+    with pytest.raises(RunError, match="other foreign textures"):
+        train(small(), data, tmp_path / "given", progress=False, textures=folder)
+    with pytest.raises(DataError, match="nothing"):
+        train(small(), data, tmp_path / "new", progress=False, textures=tmp_path / "nothing")
+    assert not (tmp_path / "new").exists()
