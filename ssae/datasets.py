@@ -521,7 +521,7 @@ def load_textures(folder: str | os.PathLike[str], size: int, count: int = 256) -
     _check_resolution(size)
     files = list(tree_files(folder))
     if not files:
-        raise DataError(_problem("empty", folder, endings=_ENDINGS))
+        raise DataError(_problem("empty", Path(folder), endings=_ENDINGS))
     chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(min(count, len(files)))]
     textures = torch.empty(len(chosen), 3, size, size)
     for index, path in enumerate(progress_over(chosen, "textures")):
