@@ -54,8 +54,10 @@ notebooks: $(READY)
 $(NOTEBOOKS): $(READY) _config.yml $(wildcard book/*.md book/*.ipynb book/*.bib ssae/*.py book/_ext/ssae_book/*.py)
 	@$(MAKE) --no-print-directory notebooks
 
+# Side by side, a file of tests in each process; what has to be alone comes after.
 test: book
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 quick: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not browser" --ignore=tests/test_book.py

@@ -403,6 +403,7 @@ def test_pages_in_a_browser(html, browser, serve):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_unchanged_rebuild_executes_nothing_and_is_quick(html):
     known = json.loads((ROOT / "_build" / "digests.json").read_text(encoding="utf8"))
     if known != {name: freshness.digest(ROOT / "book" / f"{name}.md") for name in known}:

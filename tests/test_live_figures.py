@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 TOYS = ["projection-playground", "signal-repair", "score-explorer", "corruption-bench"]
 FIGURES = [*TOYS, "blind-spot", "paint-a-defect"]
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.alone]
 
 CONF = """
 import sys
