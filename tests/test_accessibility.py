@@ -28,6 +28,14 @@ def start_figures(page) -> None:
 def violations(axe, page, options: dict) -> list[str]:
     """What axe-core finds: rule, and for each element where and why."""
     found = axe.Axe().run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
+    for rule in found:
+        if rule["id"] == "empty-table-header":
+            # axe-core does not read MathML; screen readers do.
+            rule["nodes"] = [
+                node
+                for node in rule["nodes"]
+                if not page.locator(node["target"][0]).locator("math mi").count()
+            ]
     return [
         f"{rule['id']} ({rule['impact']}): {' '.join(map(str, node['target']))}: "
         + "; ".join(check["message"] for check in node["any"] + node["all"] + node["none"])
@@ -63,6 +71,10 @@ def violations(axe, page, options: dict) -> list[str]:
         (
             '<thead><tr><th class="head"><p></p></th><th class="head"><p>a</p></th></tr></thead>',
             '<thead><tr><td class="head"></td><th class="head"><p>a</p></th></tr></thead>',
+        ),
+        (
+            '<div role="list" class="citation-list">\n<div class="citation" id="id2" role="doc-biblioentry">',
+            '<div class="citation-list">\n<div class="citation" id="id2">',
         ),
         ("<dl><dt>term</dt><dd>meaning</dd></dl>", None),
     ],

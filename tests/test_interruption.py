@@ -26,9 +26,12 @@ from ssae import training
 from ssae.objectives import Denoising
 from ssae.training import FitSettings, fit, read_checkpoint, read_log, step_seed
 
-# Children are forked from a server that has imported torch and computed nothing: a quick start.
+# Children are forked from a server that has imported what they will need, also what an optimiser imports at
+# its first use, and computed nothing: a quick start.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["ssae.training", "ssae.objectives"])
+CONTEXT.set_forkserver_preload(
+    ["ssae.training", "ssae.objectives", "torch._dynamo", "numpy.random", "pytest"]
+)
 
 EVERY = 21  # steps between two checkpoints, by the clock of these tests
 

@@ -27,6 +27,10 @@ EMPTY_HEAD = re.compile(
 # The corner of a table that names its rows and its columns heads nothing.
 CORNER = re.compile(r'<th class="head">(?:\s*<p>\s*</p>)?\s*</th>')
 
+# docutils' roles for a bibliography are deprecated, and forbid the anchors inside.
+BIBLIOGRAPHY = re.compile(r'<div role="list" class="citation-list">')
+ENTRY = re.compile(r'(<div class="citation" id="[^"]*") role="doc-biblioentry">')
+
 
 def mend(page: str) -> str:
     """``page`` with the mends applied."""
@@ -38,6 +42,8 @@ def mend(page: str) -> str:
     page = SIDEBAR.sub(lambda found: found[0][:-1] + ' role="region" aria-label="Book">', page)
     page = UNFOLD.sub(lambda found: f'{found[1]}<summary aria-label="Pages of {found["title"]}">', page)
     page = SIGNATURE.sub(lines, page)
+    page = BIBLIOGRAPHY.sub('<div class="citation-list">', page)
+    page = ENTRY.sub(r"\1>", page)
     page = EMPTY_HEAD.sub("", page)
     return CORNER.sub('<td class="head"></td>', page)
 
