@@ -107,7 +107,8 @@ def benchmarks() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for path in sorted((ROOT / "benchmarks").rglob("*.json")):
         for key, value in _flat(_json(path)):
-            if "ratio" in key.lower() and isinstance(value, (int, float)):
+            measured = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if "ratio" in key.lower() and measured and not key.startswith("bars"):
                 rows.append((path.stem.replace("_", " "), key.replace("_", " "), f"{value:.2f}"))
     return rows
 
