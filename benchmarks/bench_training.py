@@ -43,7 +43,7 @@ RATIO_BAR, MEMORY_BAR = 2.5, 2048.0
 STEPS = 5  # a round
 
 
-def prepare(way: str, batch: int, size: int) -> Callable[[], None]:
+def prepare(way: str, batch: int, size: int) -> Callable[[], object]:
     """One step of training; the images lie ready in memory."""
     generator = torch.Generator().manual_seed(0)
     clean = torch.rand(batch, 3, size, size, generator=generator)
@@ -63,11 +63,7 @@ def prepare(way: str, batch: int, size: int) -> Callable[[], None]:
     model.to(memory_format=torch.channels_last)
     state = TrainingState(model, FitSettings(steps=10**6, ema=0.999))
     trained = torch.compile(model) if way == "compiled" else model
-    return lambda: void(train_step(state, trained, lambda generator: clean, objective, 1e-4))
-
-
-def void(_: object) -> None:
-    """A result that nobody looks at."""
+    return lambda: train_step(state, trained, lambda generator: clean, objective, 1e-4)
 
 
 def worker(way: str, batch: int, size: int, threads: int, pipe: Connection) -> None:

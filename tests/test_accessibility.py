@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from ssae_book import repository
+from ssae_book import pdf, repository
 from ssae_book.accessible import mend
 from test_book import PAGES
 
@@ -94,15 +93,7 @@ def context(html: Path, browser) -> Iterator:
     """A browser window for which the published address is the book on this machine."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, color_scheme="light")
     published = repository.pages_url()
-
-    def answer(route) -> None:
-        path = html / urlsplit(route.request.url.removeprefix(published)).path
-        if path.is_file():
-            route.fulfill(path=path)
-        else:
-            route.fulfill(status=404)
-
-    context.route(f"{published}**", answer)
+    context.route(f"{published}**", lambda route: pdf.answer(route, html, published))
     yield context
     context.close()
 

@@ -122,7 +122,7 @@ def print_book(
     complaints: list[str] = []
     context = browser.new_context(viewport={"width": WIDTH, "height": 1000}, color_scheme="light")
     # The pages lie here; their links are to lead to the published ones.
-    context.route("**/*", lambda route: _answer(route, html, published))
+    context.route("**/*", lambda route: answer(route, html, published))
     for name in names or pages():
         if not (html / f"{name}.html").is_file():
             raise PrintError(f"{html / name}.html is missing; build the book first: make book")
@@ -160,7 +160,8 @@ def print_book(
     return len(writer.pages)
 
 
-def _answer(route: Route, html: Path, published: str) -> None:
+def answer(route: Route, html: Path, published: str) -> None:
+    """Answer a browser's request for a published page with the file below ``html``."""
     url = route.request.url
     path = html / urlsplit(url.removeprefix(published)).path
     if url.startswith(published) and path.is_file():
