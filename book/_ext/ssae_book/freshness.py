@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 # Folders and variables count for a chapter as soon as its code, or a module it reaches, names them; a folder
 # as a path, since its name is a common word too.
 FOLDERS = ("results", "weights", "web", "benchmarks")
-VARIABLES = ("SSAE_MVTEC_ROOT", "SSAE_DTD_ROOT", "SSAE_SMOKE")
+VARIABLES = ("SSAE_SMOKE",)
+# Nearly every chapter reaches the module that knows where data sets lie. Only its own code, by the variable
+# or by the function that reads it, makes a chapter one that shows the data.
+DATA_VARIABLES = {"SSAE_MVTEC_ROOT": "mvtec_root"}
 CODE_CELL = re.compile(r"^(`{3,})\{code-cell\}[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 
 
@@ -100,12 +103,13 @@ def digest(chapter: Path, root: Path = ROOT) -> str:
         if path.exists():
             total.update(f"{path.relative_to(root).as_posix()}\0".encode())
             total.update(hashlib.sha256(path.read_bytes()).digest())
-    for variable in VARIABLES:
-        if variable in named:
-            value = os.environ.get(variable, "")
-            total.update(f"{variable}={value}\0".encode())
-            if value and Path(value).is_dir():
-                total.update(_listing(Path(value)).encode())
+    obeyed = [variable for variable in VARIABLES if variable in named]
+    obeyed += [variable for variable, reader in DATA_VARIABLES.items() if variable in code or reader in code]
+    for variable in obeyed:
+        value = os.environ.get(variable, "")
+        total.update(f"{variable}={value}\0".encode())
+        if value and Path(value).is_dir():
+            total.update(_listing(Path(value)).encode())
     return total.hexdigest()
 
 
