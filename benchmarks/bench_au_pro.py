@@ -10,21 +10,16 @@ and left out.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
-import os
-import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 
@@ -33,7 +28,6 @@ from ssae import metrics
 Array = np.ndarray[Any, Any]
 LIMIT = 0.3
 STREAMED_MAPS, STREAMED_POOL = 1602, 18
-RESULTS = Path(__file__).parent / "results" / "au_pro.json"
 
 
 def synthetic_maps(count: int, size: int, seed: int = 0) -> tuple[Array, Array]:
@@ -98,16 +92,6 @@ IMPLEMENTATIONS: dict[str, Callable[[Array, Array], float]] = {
 }
 
 
-def peak_mebibytes() -> float:
-    """Most memory this process has held."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux, ru_maxrss of a child starts at the peak of its parent
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
-
-
 def stream_many(size: int) -> dict[str, float]:
     """Stream 420 megapixels (at 512 x 512), each map shifted differently; time without making them."""
     scores, masks = synthetic_maps(STREAMED_POOL, size)
@@ -126,22 +110,8 @@ def stream_many(size: int) -> dict[str, float]:
         "megapixels": pixels / 1e6,
         "defect_share": report.defect_pixels / pixels,
         "seconds": seconds,
-        "peak_mib": peak_mebibytes(),
+        "peak_mib": common.peak_mebibytes(),
         "au_pro": report.au_pro,
-    }
-
-
-def hardware() -> dict[str, Any]:
-    name = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
-        name = next((value.strip() for key, value in lines if key.strip() == "model name"), name)
-    return {
-        "cpu": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
     }
 
 
@@ -154,9 +124,9 @@ def version(package: str) -> str | None:
 
 def run(count: int, size: int, repeats: int) -> dict[str, Any]:
     scores, masks = synthetic_maps(count, size)
-    before = peak_mebibytes()
+    before = common.peak_mebibytes()
     with_ssae(scores, masks)
-    extra = peak_mebibytes() - before
+    extra = common.peak_mebibytes() - before
     print(f"{scores.size / 1e6:.1f} megapixels; ssae au_pro peaks {extra:.0f} MiB above its input")
 
     missing = {}
@@ -196,7 +166,6 @@ def run(count: int, size: int, repeats: int) -> dict[str, Any]:
     streamed = json.loads(subprocess.run(child, check=True, capture_output=True, text=True).stdout)
     line = "streamed {megapixels:.0f} megapixels in {seconds:.1f} s, peak {peak_mib:.0f} MiB"
     print(line.format(**streamed))
-    packages = ("ssae", "numpy", "scipy", "torch", "anomalib", "pyaupro")
     return {
         "benchmark": "au_pro",
         "maps": count,
@@ -209,29 +178,19 @@ def run(count: int, size: int, repeats: int) -> dict[str, Any]:
         "extra_peak_mib": extra,
         "change_under_exp": change,
         "streamed": streamed,
-        "hardware": hardware(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--maps", type=int, default=160)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = common.parser(str(__doc__), "au_pro", rounds=3, maps=160, size=512, threads=2)
     parser.add_argument("--stream-only", action="store_true", help="only stream, and print JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.stream_only:
         print(json.dumps(stream_many(arguments.size)))
         return
-    receipt = run(arguments.maps, arguments.size, arguments.repeats)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(receipt, indent=2) + "\n")
-    print(f"written: {arguments.out}")
+    receipt = run(arguments.maps, arguments.size, arguments.rounds)
+    common.write(arguments.out, receipt, ("scipy", "anomalib", "pyaupro"))
 
 
 if __name__ == "__main__":

@@ -13,20 +13,14 @@ writes them as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
-import PIL
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
@@ -36,7 +30,6 @@ from ssae.models import build
 from ssae.objectives import Masked, masked_reconstruction
 
 Array = np.ndarray[Any, Any]
-RESULTS = Path(__file__).parent / "results" / "corruption.json"
 RATIO_BAR, SHARE_BAR = 10.0, 0.15
 
 
@@ -197,17 +190,7 @@ def share_of_step(batch: int, size: int, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--threads", type=int, default=2, help="of the training step; the comparison uses one"
-    )
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
+    arguments = common.parser(str(__doc__), "corruption", batch=32, size=256, threads=2).parse_args()
     torch.set_num_threads(1)
     result = compare(arguments.batch, arguments.size, arguments.rounds)
     torch.set_num_threads(arguments.threads)
@@ -220,14 +203,8 @@ def main() -> None:
         "training_step": step,
         "bars": {"ratio": RATIO_BAR, "share": SHARE_BAR},
         "met": {"ratio": result["ratio"] >= RATIO_BAR, "share": step["share"] < SHARE_BAR},
-        "cpu": platform.processor() or platform.machine(),
-        "load": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        | {"pillow": PIL.__version__},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    common.write(arguments.out, record, ("pillow",))
 
 
 if __name__ == "__main__":

@@ -13,22 +13,16 @@ model reaches on tensors that lie ready in memory. Prints a table; writes it as 
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
-import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import torch
 from PIL import Image
@@ -39,7 +33,6 @@ from ssae.export import export_run
 from ssae.inspection import BATCH, inspect
 from ssae.scoring import Calibration, ScoringSettings, heat_map, image_scores
 
-RESULTS = Path(__file__).parent / "results" / "inference.json"
 BAR = 0.9
 WAYS = ("bare model", "torch", "onnxruntime", "loop", "predict")
 
@@ -117,8 +110,7 @@ def worker(way: str, paths: list[Path], size: int, work: Path, threads: int, pip
         start = time.perf_counter()
         everything() if asked == "all" else single()
         pipe.send(time.perf_counter() - start)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    pipe.send(common.peak_mebibytes())
 
 
 def measure(size: int, count: int, rounds: int, threads: int, work: Path) -> dict[str, dict[str, Any]]:
@@ -169,14 +161,8 @@ def measure(size: int, count: int, rounds: int, threads: int, work: Path) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = common.parser(str(__doc__), "inference", images=256, threads=torch.get_num_threads())
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256])
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         tables = {
@@ -190,17 +176,8 @@ def main() -> None:
         "sizes": tables,
         "bars": {"predict_share": BAR},
         "met": {size: table["predict"]["share_of_bare_model"] >= BAR for size, table in tables.items()},
-        "cpu": platform.processor() or platform.machine(),
-        "load": os.getloadavg()[0],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    common.write(arguments.out, record)
 
 
 if __name__ == "__main__":

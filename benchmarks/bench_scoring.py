@@ -10,24 +10,17 @@ maps are compared. Prints images a second and the ratio; writes them as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import time
-from datetime import datetime, timezone
-from pathlib import Path
 
+import common
 import numpy as np
-import scipy
 import torch
 from scipy.ndimage import uniform_filter
 from torch import Tensor
 
 from ssae.scoring import ScoringSettings, heat_map, image_scores
 
-RESULTS = Path(__file__).parent / "results" / "scoring.json"
 BATCH = 32
 
 
@@ -51,14 +44,7 @@ def loop(images: np.ndarray, reconstructions: np.ndarray, settings: ScoringSetti
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--images", type=int, default=160)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = common.parser(str(__doc__), "scoring", images=160, size=256, threads=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     settings = ScoringSettings.for_resolution(arguments.size)
@@ -91,18 +77,8 @@ def main() -> None:
         "images_per_second": rates,
         "ratio": ratio,
         "largest_difference": gap,
-        "cpu": platform.processor() or platform.machine(),
-        "load": os.getloadavg()[0],
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-        },
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    common.write(arguments.out, record, ("scipy",))
 
 
 if __name__ == "__main__":

@@ -14,22 +14,16 @@ it as JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
-import platform
-import resource
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
+import common
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +32,6 @@ from ssae.models import build
 from ssae.objectives import Masked
 from ssae.training import FitSettings, TrainingState, train_step
 
-RESULTS = Path(__file__).parent / "results" / "training.json"
 RATIO_BAR, MEMORY_BAR = 2.5, 2048.0
 STEPS = 5  # a round
 
@@ -78,8 +71,7 @@ def worker(way: str, batch: int, size: int, threads: int, pipe: Connection) -> N
         for _ in range(STEPS):
             step()
         pipe.send((time.perf_counter() - start) / STEPS)
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    pipe.send(common.peak_mebibytes())
 
 
 def matmul_peak(threads: int) -> float:
@@ -103,14 +95,7 @@ def operations(batch: int, size: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = common.parser(str(__doc__), "training", batch=16, size=128, threads=torch.get_num_threads())
     arguments = parser.parse_args()
     batch, size, threads = arguments.batch, arguments.size, arguments.threads
 
@@ -154,14 +139,9 @@ def main() -> None:
             "ratio": max(table[way]["ratio"] for way in ways[1:]) >= RATIO_BAR,
             "memory_mib": table["ssae"]["memory_mib"] < MEMORY_BAR,
         },
-        "cpu": platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "load": os.getloadavg()[0],
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    common.write(arguments.out, record)
 
 
 if __name__ == "__main__":
