@@ -44,6 +44,10 @@ a first run, without any data set:
   ssae train --data textures --category brick --steps 300 --out runs/brick
   ssae evaluate runs/brick
   ssae predict runs/brick textures/brick/test/scratch --out heat
+
+training on two GPUs of this machine, or two processes where there is none:
+
+  torchrun --nproc-per-node 2 -m ssae.cli train --data my_parts --minutes 20 --out runs/my_parts
 """
 
 
@@ -52,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     # Imported late, so that --help answers at once.
     from ssae.datasets import DataError
+    from ssae.distributed import FirstProcessFailed, ProcessError
     from ssae.experiment import RunError
     from ssae.fetch import FetchError
     from ssae.metrics import MetricInputError
@@ -63,16 +68,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with logging_redirect_tqdm() if options.verbose else nullcontext():
             return int(options.run(options))
-    except (DataError, FetchError, RunError, MetricInputError, CheckpointError, TrainingDiverged) as error:
-        print(f"ssae: {error}", file=sys.stderr)
+    except FirstProcessFailed:
+        return INPUT_ERROR
+    except (
+        DataError,
+        FetchError,
+        RunError,
+        MetricInputError,
+        CheckpointError,
+        TrainingDiverged,
+        ProcessError,
+    ) as error:
+        complain(error)
         return INPUT_ERROR
     except OSError as error:
         mend = MENDS.get(error.errno or 0, "")
-        print(f"ssae: {error.filename or 'file system'}: {error.strerror or error}{mend}", file=sys.stderr)
+        complain(f"{error.filename or 'file system'}: {error.strerror or error}{mend}")
         return INPUT_ERROR
     except KeyboardInterrupt as error:
-        print(f"ssae: {error if isinstance(error, Interrupted) else 'stopped'}", file=sys.stderr)
+        complain(error if isinstance(error, Interrupted) else "stopped")
         return INTERRUPTED
+
+
+def complain(message: object) -> None:
+    """Say on standard error what is wrong, and in which process if there are several."""
+    from ssae.distributed import rank
+
+    print(f"ssae: process {rank()}: {message}" if rank() else f"ssae: {message}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,7 +122,8 @@ def parser() -> argparse.ArgumentParser:
         description="Train on photographs of good parts: any folder of them, or CATEGORY/train/good of a "
         "data set in the MVTec AD layout. Of a bare folder a fifth is held out to set the threshold, and "
         "settings that are not given are chosen and explained. The same command again resumes an interrupted "
-        "run and does nothing for a finished one. Watch RUN/progress to see whether it will work.",
+        "run and does nothing for a finished one. Watch RUN/progress to see whether it will work. Started by "
+        "torchrun, several processes share each batch.",
     )
     train.add_argument(
         "--data",
@@ -153,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, metavar="S", help="seed of everything random (default 0)"
     )
     train.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
-    train.set_defaults(run=run_train)
+    train.set_defaults(run=run_train_together)
 
     evaluate = commands.add_parser(
         "evaluate",
@@ -271,6 +294,14 @@ def parser() -> argparse.ArgumentParser:
         )
     )
     return top
+
+
+def run_train_together(options: argparse.Namespace) -> int:
+    """``ssae train``, by one process or by those that ``torchrun`` started."""
+    from ssae.distributed import process_group
+
+    with process_group():
+        return run_train(options)
 
 
 def run_train(options: argparse.Namespace) -> int:

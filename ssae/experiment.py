@@ -34,6 +34,7 @@ from ssae.datasets import (
     open_category,
     progress_over,
 )
+from ssae.distributed import on_first, own_device, require_divisible, require_same, world_size
 from ssae.models import ModelSettings, SDCAutoencoder, build
 from ssae.objectives import Denoising, Masked, Objective, Reconstruction
 from ssae.progress import Progress
@@ -207,6 +208,8 @@ def train(
 
     The same call again resumes an interrupted run, and returns the receipt of a finished one without
     training. Which images were held out is recorded in ``config.json``, their scores in ``calibration.json``.
+    All processes of a process group (:mod:`ssae.distributed`) call this together; only the first reads and
+    writes ``run_dir``.
 
     Parameters
     ----------
@@ -218,7 +221,7 @@ def train(
     run_dir
         Folder of the run, made if it is missing.
     device
-        Where to train; the GPU if there is one.
+        Where to train; the GPU if there is one. Of several processes each takes a GPU of its own.
     progress
         Whether to show a progress bar.
     watch
@@ -233,40 +236,39 @@ def train(
         If the images cannot be used.
     RunError
         If ``run_dir`` holds a run with other settings.
+    ProcessError
+        If several processes cannot share a batch evenly, or were given different data or settings.
     """
     run_dir = Path(run_dir)
-    resumed = (run_dir / "config.json").exists()
-    if resumed:
-        if read_config(run_dir)["settings"] != settings.to_json():
-            raise RunError(f"{run_dir} holds a run with other settings; choose another folder or remove it")
-        if (run_dir / "receipt.json").exists() and textures is None:
-            return read_json(run_dir / "receipt.json")
-    elif run_dir.exists() and not run_dir.is_dir():
-        raise RunError(f"{run_dir} is a file, and a run is a folder; choose another name")
-    elif run_dir.exists() and any(path.suffix != ".partial" for path in run_dir.iterdir()):
-        raise RunError(f"{run_dir} is not empty and holds no run; choose another folder")
+    require_divisible(settings.batch_size)
+    config, receipt = on_first(_begun, run_dir, settings)
+    if receipt is not None and textures is None:
+        return receipt
 
     foreign = None if textures is None else load_textures(textures, settings.resolution)
     foreign_sha256 = "" if foreign is None else _pixels_sha256(foreign)
-    if resumed:
-        if read_config(run_dir).get("textures_sha256", "") != foreign_sha256:
-            raise RunError(
-                f"{run_dir} holds a run with other foreign textures; name the folder it began with"
-            )
-        if (run_dir / "receipt.json").exists():
-            return read_json(run_dir / "receipt.json")
-    device = device or default_device()
+    if config is not None and config.get("textures_sha256", "") != foreign_sha256:
+        raise RunError(f"{run_dir} holds a run with other foreign textures; name the folder it began with")
+    if receipt is not None:
+        return receipt
+    device = own_device(device or default_device())
     category = (
         data if isinstance(data, Category) else load_category(data, settings.category, settings.resolution)
     )
     kept, held = split(category, settings.fit.seed)
     held_out = [category.train_paths[i].relative_to(category.root).as_posix() for i in held.tolist()]
-    if resumed and read_config(run_dir).get("held_out", held_out) != held_out:
+    if config is not None and config.get("held_out", held_out) != held_out:
         raise RunError(
             f"{category.root}: its images are others than when {run_dir} began; choose a new folder"
         )
     images = category.train_images()
-    if not resumed:
+    if world_size() > 1:
+        same = {"settings": settings.to_json(), "versions": versions(), "foreign textures": foreign_sha256}
+        same["training images"] = _pixels_sha256(images)
+        # GPUs of another kind draw other numbers from the same seed.
+        same["GPUs"] = device_name(device) if device.type == "cuda" else ""
+        require_same(same)
+    if config is None:
         root = category.root.resolve()
         config = {
             "settings": settings.to_json(),
@@ -275,7 +277,7 @@ def train(
             "held_out": held_out,
             **({} if foreign is None else {"textures_sha256": foreign_sha256}),
         }
-        write_json(run_dir / "config.json", config)
+        on_first(write_json, run_dir / "config.json", config)
     LOGGER.info("settings: %s", json.dumps(settings.to_json()))
     LOGGER.info("%d images to train on, %d held out, on %s", len(kept), len(held), device_name(device))
 
@@ -285,31 +287,59 @@ def train(
         defective, masks = drawn_defects(normal, seed=settings.fit.seed)
         report = Progress(normal, defective, masks, settings.scoring, settings.fit, run_dir / "progress")
     model, log = learn(settings, images[kept], device, run_dir, progress, report, foreign)
-    if report is not None:
-        report.measure(model, log[-1])
-    write_atomically(run_dir / "weights.safetensors", save(weights_of(model)))
-    run = Run(model, settings, os.fspath(category.root), device)
-    write_json(
-        run_dir / "calibration.json",
-        asdict(Calibration.of(run.heat_maps(images[held]), settings.scoring)),
-    )
-    receipt = {
-        **identity(category, settings),
-        "metrics": {},
-        "data_sha256": data_sha256(category),
-        **({} if foreign is None else {"textures_sha256": foreign_sha256, "textures": len(foreign)}),
-        "code_commit": code_commit(),
-        "device": device_name(device),
-        "versions": versions(),
-        "train_images": len(kept),
-        "train_steps": log[-1].step,
-        "train_seconds": log[-1].seconds,
-        "images_per_second": round(log[-1].step * settings.batch_size / log[-1].seconds, 2),
-        "final_loss": log[-1].loss,
-        "created": now(),
-    }
-    write_json(run_dir / "receipt.json", receipt)
-    return receipt
+
+    def finish() -> dict[str, Any]:
+        if report is not None:
+            report.measure(model, log[-1])
+        write_atomically(run_dir / "weights.safetensors", save(weights_of(model)))
+        run = Run(model, settings, os.fspath(category.root), device)
+        write_json(
+            run_dir / "calibration.json",
+            asdict(Calibration.of(run.heat_maps(images[held]), settings.scoring)),
+        )
+        receipt = {
+            **identity(category, settings),
+            "metrics": {},
+            "data_sha256": data_sha256(category),
+            **({} if foreign is None else {"textures_sha256": foreign_sha256, "textures": len(foreign)}),
+            "code_commit": code_commit(),
+            "device": device_name(device),
+            **({} if world_size() == 1 else {"processes": world_size()}),
+            "versions": versions(),
+            "train_images": len(kept),
+            "train_steps": log[-1].step,
+            "train_seconds": log[-1].seconds,
+            "images_per_second": round(log[-1].step * settings.batch_size / log[-1].seconds, 2),
+            "final_loss": log[-1].loss,
+            "created": now(),
+        }
+        write_json(run_dir / "receipt.json", receipt)
+        return receipt
+
+    return on_first(finish)
+
+
+def _begun(
+    run_dir: Path, settings: ExperimentSettings
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Config and receipt of the run in a folder, None each if it has none yet.
+
+    Raises
+    ------
+    RunError
+        If the folder holds something else, or a run with other settings.
+    """
+    if (run_dir / "config.json").exists():
+        config = read_config(run_dir)
+        if config["settings"] != settings.to_json():
+            raise RunError(f"{run_dir} holds a run with other settings; choose another folder or remove it")
+        finished = (run_dir / "receipt.json").exists()
+        return config, read_json(run_dir / "receipt.json") if finished else None
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RunError(f"{run_dir} is a file, and a run is a folder; choose another name")
+    if run_dir.exists() and any(path.suffix != ".partial" for path in run_dir.iterdir()):
+        raise RunError(f"{run_dir} is not empty and holds no run; choose another folder")
+    return None, None
 
 
 def learn(

@@ -14,6 +14,8 @@ What "the same" means depends on the device:
   apart. ``torch.use_deterministic_algorithms(True)`` before :func:`fit` takes deterministic kernels where
   torch has them, refuses the others by name, and costs speed.
 - **Between devices**: CPU and CUDA draw different numbers from one seed; results agree as two seeds do.
+- **Several processes**, see :mod:`ssae.distributed`: the same batches and the same loss as a single one, to
+  rounding. A run may go on with another number of processes than it began with.
 - ``minutes`` instead of ``steps`` lets the clock decide the learning rate: repeatable nowhere.
 """
 
@@ -42,6 +44,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ssae.distributed import DataParallelModel, agree, on_first, rank, world_size
 from ssae.objectives import Objective
 from ssae.schema import SchemaError, checked, parse_json
 
@@ -150,15 +153,20 @@ def fit(
 ) -> list[LogRow]:
     """Train ``model`` in place and return the log.
 
+    With a process group (:func:`ssae.distributed.process_group`) all its processes call this together, and
+    each step is the work of all. Only the first writes, reports and shows progress.
+
     Parameters
     ----------
     model
         On the device to train on.
     draw
         ``draw(generator) -> clean batch`` on the model's device; everything random about the batch comes from
-        ``generator``.
+        ``generator``. Always the whole batch, also where several processes share the work on it.
     objective
-        ``objective(model, clean, generator) -> scalar``, see :mod:`ssae.objectives`.
+        ``objective(model, clean, generator) -> scalar``, see :mod:`ssae.objectives`. Several processes can
+        only share objectives that call ``model`` and do nothing else with it, so not those on codes or
+        Jacobians.
     settings
         See :class:`FitSettings`.
     run_dir
@@ -180,36 +188,40 @@ def fit(
         If a checkpoint cannot be written, on a full disk for instance; names the file. The checkpoints before
         it stay as they are, and the same call goes on from them.
     Interrupted
-        After SIGINT or SIGTERM, once a checkpoint is written.
+        After SIGINT or SIGTERM, in any of the processes, once a checkpoint is written.
+    FirstProcessFailed
+        In the other processes, if the first one could not write or read.
     """
     # Channels last is the layout in which CPU and GPU convolutions are fastest; vectors do not have it.
     if any(p.ndim == 4 for p in model.parameters()):
         model.to(memory_format=torch.channels_last)
     model.train()
-    trained: Callable[[Tensor], Tensor] = torch.compile(model) if settings.compile else model
+    compiled: Any = torch.compile(model) if settings.compile else model
+    trained: Callable[[Tensor], Tensor] = DataParallelModel(compiled) if world_size() > 1 else compiled
     state = TrainingState(model, settings)
     checkpoints = _Checkpoints(Path(run_dir), settings) if run_dir is not None else None
     log: list[LogRow] = []
-    if checkpoints is not None and checkpoints.load_newest(state):
-        log = [row for row in read_log(checkpoints.folder.parent / "log.csv") if row.step <= state.step]
+    if checkpoints is not None and (newest := on_first(checkpoints.read_newest)) is not None:
+        state.load(*newest)
+        log = [row for row in on_first(read_log, checkpoints.log) if row.step <= state.step]
 
     steps: list[Step] = []
     rates: list[float] = []
     # What a diverged step is repeated from.
     good = state.copy() if checkpoints is not None else None
     earlier = state.seconds
-    started = saved = logged = time.monotonic()
+    started = saved = logged = agree(time.monotonic())[0]
     first_step = state.step
-    with stop_signals() as stop, _progress_bar(settings, state, progress) as bar:
+    with stop_signals() as stop, _progress_bar(settings, state, progress and rank() == 0) as bar:
         while not state.finished():
             rates.append(learning_rate(state.progress(), settings))
             steps.append(train_step(state, trained, draw, objective, rates[-1]))
 
-            now = time.monotonic()
+            now, stopping = agree(time.monotonic(), stop.is_set())
             state.seconds = earlier + now - started
             # Looking at a loss waits for the device, so it is done once a second.
-            if now - logged > 1 or state.finished() or stop.is_set():
-                if (bad := _first_not_finite(steps)) is not None:
+            if now - logged > 1 or state.finished() or stopping:
+                if (bad := on_first(_first_not_finite, steps)) is not None:
                     raise _diverged(bad, state, rates, good, checkpoints)
                 mean = torch.stack([step.loss for step in steps]).mean().item()
                 log.append(LogRow(state.step, round(state.seconds, 3), mean, rates[-1]))
@@ -218,19 +230,19 @@ def fit(
                 steps, rates, logged = [], [], now
                 if checkpoints is not None:
                     good = state.copy()
-                    if now - saved > settings.checkpoint_seconds or stop.is_set():
-                        write_log(checkpoints.folder.parent / "log.csv", log)
-                        checkpoints.save(good)
-                        saved = time.monotonic()
+                    if now - saved > settings.checkpoint_seconds or stopping:
+                        on_first(write_log, checkpoints.log, log)
+                        on_first(checkpoints.save, good)
+                        saved = agree(time.monotonic())[0]
                 if report is not None:
-                    report(model, log[-1])
+                    on_first(report, model, log[-1])
             bar.update((state.step if settings.steps else min(state.seconds, bar.total)) - bar.n)
-            if stop.is_set() and not state.finished():
+            if stopping and not state.finished():
                 raise Interrupted(f"stopped at step {state.step}; the same command goes on from there")
     state.use_averaged_weights()
     model.eval()
     if checkpoints is not None:
-        write_log(checkpoints.folder.parent / "log.csv", log)
+        on_first(write_log, checkpoints.log, log)
     return log
 
 
@@ -485,6 +497,7 @@ class _Checkpoints:
 
     def __init__(self, run_dir: Path, settings: FitSettings) -> None:
         self.folder = run_dir / "checkpoints"
+        self.log = run_dir / "log.csv"
         self.settings = settings
 
     def save(self, snapshot: Snapshot) -> None:
@@ -498,8 +511,8 @@ class _Checkpoints:
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))
 
-    def load_newest(self, state: TrainingState) -> bool:
-        """Continue ``state`` from the newest good checkpoint, if there is any."""
+    def read_newest(self) -> tuple[Path, dict[str, Tensor], CheckpointHeader] | None:
+        """The newest good checkpoint of these settings, if there is any."""
         paths = self.paths()
         for path in reversed(paths):
             try:
@@ -513,14 +526,13 @@ class _Checkpoints:
                 raise CheckpointError(
                     f"{path} was trained with other settings; go on with those, or choose another run folder"
                 )
-            state.load(path, tensors, header)
             LOGGER.info("going on from %s", path)
-            return True
+            return path, tensors, header
         if paths:
             tqdm.write(
                 f"{self.folder} holds no good checkpoint; starting from the first step", file=sys.stderr
             )
-        return False
+        return None
 
 
 @dataclass(frozen=True)
@@ -722,7 +734,7 @@ def _diverged(
     kept = ""
     if good is not None and checkpoints is not None:
         path = checkpoints.folder.parent / "diverged.safetensors"
-        write_checkpoint(path, good, state.settings, rates[: bad + 1])
+        on_first(write_checkpoint, path, good, state.settings, rates[: bad + 1])
         kept = f"; ssae.training.replay repeats the step from {path}"
     return TrainingDiverged(
         f"the loss or its gradient is not finite at step {step} (step seed "
