@@ -47,6 +47,9 @@ class ModelSettings:
         factor of 2 saves the costly layers at full resolution, at the price of detail.
     image_skip
         Whether one more convex combination module joins the (folded) input image and the decoded image.
+    image_guide
+        Whether that module also sees the features from which the image is decoded. Two images tell it where
+        they differ; only the features tell whether that is a defect, or detail that the decoder has lost.
     image_channels
         Colour channels of the image.
     """
@@ -60,6 +63,7 @@ class ModelSettings:
     ccm_kernel: int = 3
     unshuffle: int = 1
     image_skip: bool = False
+    image_guide: bool = False
     image_channels: int = 3
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class ModelSettings:
                 raise ValueError(
                     f"{name} must be odd so that maps keep their size, got {getattr(self, name)}"
                 )
+        if self.image_guide and not self.image_skip:
+            raise ValueError("image_guide needs image_skip: it guides the convex combination of images")
         if self.skip not in ("ccm", "none", "concat"):
             raise ValueError(f"skip must be 'ccm', 'none' or 'concat', got {self.skip!r}")
 
@@ -89,6 +95,7 @@ PRESETS: dict[str, ModelSettings] = {
         ccm_kernel=1,
         unshuffle=2,
         image_skip=True,
+        image_guide=True,
     ),
     "full": ModelSettings(),
 }
@@ -117,23 +124,24 @@ class ConvexCombination(nn.Module):
     """Mix encoder detail and decoder content: ``beta * skip + (1 - beta) * below`` with ``beta`` in (0, 1)
     learned from both.
 
-    The squared difference tells the module where the two disagree, which is where something was repaired.
-    Explained in chapter 8.
+    The squared difference tells the module where the two disagree, which is where something was repaired. A
+    guide, other features ``(B, guide_channels, H, W)``, may tell it more. Explained in chapter 8.
     """
 
-    def __init__(self, channels: int, kernel: int) -> None:
+    def __init__(self, channels: int, kernel: int, guide_channels: int = 0) -> None:
         super().__init__()
-        self.reduce = conv_norm_relu(3 * channels, channels, kernel)
-        self.weigh = conv_norm(channels, channels, kernel)
+        width = max(channels, guide_channels)
+        self.reduce = conv_norm_relu(3 * channels + guide_channels, width, kernel)
+        self.weigh = conv_norm(width, channels, kernel)
 
-    def coefficients(self, skip: Tensor, below: Tensor) -> Tensor:
+    def coefficients(self, skip: Tensor, below: Tensor, *guide: Tensor) -> Tensor:
         """Share ``beta`` of the encoder's detail, ``(B, C, H, W)`` in (0, 1)."""
-        evidence = torch.cat([skip, below, (skip - below) ** 2], dim=1)
+        evidence = torch.cat([skip, below, (skip - below) ** 2, *guide], dim=1)
         return torch.sigmoid(self.weigh(self.reduce(evidence)))
 
-    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
+    def forward(self, skip: Tensor, below: Tensor, *guide: Tensor) -> Tensor:
         """Two maps ``(B, C, H, W)`` to one of the same shape."""
-        return torch.lerp(below, skip, self.coefficients(skip, below))
+        return torch.lerp(below, skip, self.coefficients(skip, below, *guide))
 
 
 class ConcatSkip(nn.Module):
@@ -194,7 +202,12 @@ class SDCAutoencoder(nn.Module):
         )
         self.skips = nn.ModuleList(build_skip(settings, width) for width in coarse_to_fine)
         self.to_image = nn.Conv2d(widths[0], folded, 1)
-        self.image_skip = ConvexCombination(folded, settings.ccm_kernel) if settings.image_skip else NoSkip()
+        guide_channels = widths[0] if settings.image_guide else 0
+        self.image_skip = (
+            ConvexCombination(folded, settings.ccm_kernel, guide_channels)
+            if settings.image_skip
+            else NoSkip()
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Reconstruct a batch.
@@ -224,7 +237,8 @@ class SDCAutoencoder(nn.Module):
         x = self.neck(x)
         for stage, skip in zip(self.decoder, self.skips, strict=True):
             x = skip(details.pop(), stage(x))
-        return F.pixel_shuffle(self.image_skip(folded, self.to_image(x)), self.settings.unshuffle)
+        guide = (x,) if self.settings.image_guide else ()
+        return F.pixel_shuffle(self.image_skip(folded, self.to_image(x), *guide), self.settings.unshuffle)
 
     def _check(self, images: Tensor) -> None:
         stride, channels = self.settings.stride, self.settings.image_channels

@@ -99,3 +99,13 @@ def test_image_skip_mixes_the_image_itself_with_the_decoded_one():
     model.image_skip.weigh[1].bias.data.fill_(50.0)
     images = torch.rand(1, 3, 16, 16)
     torch.testing.assert_close(model(images), images)
+
+
+def test_the_guide_moves_the_coefficients_where_two_images_do_not():
+    module = ConvexCombination(4, 1, guide_channels=2).eval()
+    skip, below = torch.randn(2, 1, 4, 8, 8)
+    guides = torch.randn(2, 1, 2, 8, 8)
+    first, second = (module.coefficients(skip, below, guide) for guide in guides)
+    assert not torch.allclose(first, second)
+    with pytest.raises(ValueError, match="image_guide needs image_skip"):
+        dataclasses.replace(TINY, image_guide=True, image_skip=False)
