@@ -95,7 +95,6 @@ PRESETS: dict[str, ModelSettings] = {
         ccm_kernel=1,
         unshuffle=2,
         image_skip=True,
-        image_guide=True,
     ),
     "full": ModelSettings(),
 }
