@@ -120,18 +120,18 @@ class PartialCorruption:
         alpha = uniform((batch,), *self.settings.opacity, generator)
         kind = self._draw_kinds(batch, generator)
         # Blobs of one fill follow one another, so that their pixels are slices of the list.
-        order = take(kind, owner).argsort()
+        order = take(kind, owner).argsort(stable=True)
         # Nine pixels in ten stay as they are: only the others are worked on.
         mask, image, y, x = paste_blobs(owner[order], affine[order], templates[order], batch, (height, width))
         opacity = take(alpha, image).mul_(take(mask, _places(mask, image, y, x)))
         corrupted = clean.clone()
         fill = self._fill_at(corrupted, kind, image, y, x, generator)
-        memory, where, opacity = _memory(corrupted), _places(corrupted, image, y, x), opacity.to(clean.dtype)
-        where = where.long()
+        memory, opacity = _memory(corrupted), opacity.to(clean.dtype)
+        where = _places(corrupted, image, y, x).long()
         for channel, new in enumerate(fill):
             plane = memory[channel * corrupted.stride(1) :]
             # A pixel under two blobs is written twice, with the same value.
-            plane.index_copy_(0, where, torch.lerp(take(plane, where), new, opacity))
+            plane.index_copy_(0, where, take(plane, where).lerp_(new, opacity))
         return corrupted, mask
 
     def fill(self, clean: Tensor, generator: torch.Generator) -> Tensor:
@@ -263,10 +263,10 @@ def draw_templates(
 def paste_blobs(
     owner: Tensor, affine: Tensor, templates: Tensor, batch: int, size: tuple[int, int] | torch.Size
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `draw_blobs` returns, from what `draw_templates` drew; the pixels come in the order of the blobs."""
+    """What `draw_blobs` returns, from what `draw_templates` drew; pixels come in the order of the blobs."""
     blob, y, x, v, u = template_pixels(affine, size, octagons(templates))
     pasted = read_images(templates, blob, v, u).squeeze(0)
-    drawn = (pasted > 0).nonzero().squeeze(1)
+    drawn = pasted.nonzero().squeeze(1)
     image, y, x = take(owner.int(), take(blob, drawn)), take(y, drawn), take(x, drawn)
     mask = torch.zeros((batch, 1, *size), device=templates.device)
     mask.view(-1).scatter_reduce_(0, _places(mask, image, y, x).long(), take(pasted, drawn), "amax")
@@ -303,9 +303,7 @@ def template_pixels(
     leaves = ends.amax(0).amin(1).floor().clamp(-1, width - 1).int()
     line, x = _count_up(enters, leaves)
     column = x.to(start.dtype)
-    across, down = (
-        torch.addcmul(take(start[:, axis], line), take(step[:, axis], line), column) for axis in (0, 1)
-    )
+    across, down = (take(start[:, axis], line).addcmul_(take(step[:, axis], line), column) for axis in (0, 1))
     return take(template, line), take(y, line), x, down, across
 
 
@@ -359,10 +357,10 @@ def read_images(images: Tensor, index: Tensor, y: Tensor, x: Tensor) -> Tensor:
     # The neighbours of all points lie equally far from them: the same places, counted from further on.
     read = []
     for start in (channel * number for number in range(images.shape[1])):
-        upper = torch.lerp(take(memory[start:], corner), take(memory[start + beside :], corner), across)
+        upper = take(memory[start:], corner).lerp_(take(memory[start + beside :], corner), across)
         start += below
-        lower = torch.lerp(take(memory[start:], corner), take(memory[start + beside :], corner), across)
-        read.append(torch.lerp(upper, lower, down))
+        lower = take(memory[start:], corner).lerp_(take(memory[start + beside :], corner), across)
+        read.append(upper.lerp_(lower, down))
     return torch.stack(read)
 
 
