@@ -116,37 +116,53 @@ class PartialCorruption:
     def __call__(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Corrupt a batch; see the class."""
         batch, _, height, width = clean.shape
-        # Nine pixels in ten stay as they are: only the others are worked on.
-        mask, image, y, x = draw_blobs(batch, (height, width), self.settings, generator)
+        owner, affine, templates = draw_templates(batch, self.settings, generator)
         alpha = uniform((batch,), *self.settings.opacity, generator)
-        opacity = take(alpha, image) * take(mask, (image * height + y) * width + x)
+        kind = self._draw_kinds(batch, generator)
+        # Blobs of one fill follow one another, so that their pixels are slices of the list.
+        order = take(kind, owner).argsort(stable=True)
+        # Nine pixels in ten stay as they are: only the others are worked on.
+        mask, image, y, x = paste_blobs(owner[order], affine[order], templates[order], batch, (height, width))
+        opacity = take(alpha, image).mul_(take(mask, _places(mask, image, y, x)))
         corrupted = clean.clone()
-        fill = self._fill_at(corrupted, image, y, x, generator)
-        memory, where = _memory(corrupted), _places(corrupted, image, y, x)
-        blended = torch.lerp(take(memory, where), fill, opacity.to(clean.dtype))
-        # A pixel under two blobs is written twice, with the same value.
-        memory.index_copy_(0, where.view(-1), blended.view(-1))
+        fill = self._fill_at(corrupted, kind, image, y, x, generator)
+        memory, opacity = _memory(corrupted), opacity.to(clean.dtype)
+        where = _places(corrupted, image, y, x).long()
+        for channel, new in enumerate(fill):
+            plane = memory[channel * corrupted.stride(1) :]
+            # A pixel under two blobs is written twice, with the same value.
+            plane.index_copy_(0, where, take(plane, where).lerp_(new, opacity))
         return corrupted, mask
 
     def fill(self, clean: Tensor, generator: torch.Generator) -> Tensor:
         """What would show through a mask that is 1 everywhere, ``(B, C, H, W)`` in [0, 1]."""
         batch, channels, height, width = clean.shape
+        kind = self._draw_kinds(batch, generator)
+        order = kind.argsort()
         every = torch.ones((batch, height, width), dtype=torch.bool, device=clean.device)
         image, y, x = every.nonzero(as_tuple=True)
-        values = self._fill_at(clean.contiguous(), image, y, x, generator)
-        return values.view(channels, batch, height, width).transpose(0, 1).contiguous()
+        values = self._fill_at(clean.contiguous(), kind, take(order, image), y, x, generator)
+        filled = torch.empty_like(clean, memory_format=torch.contiguous_format)
+        filled[order] = values.view(channels, batch, height, width).transpose(0, 1)
+        return filled
+
+    def _draw_kinds(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Which of ``FILLS`` each image gets, ``(B,)``."""
+        shares = torch.tensor(self.settings.fills, device=generator.device)
+        return torch.multinomial(shares, batch, replacement=True, generator=generator)
 
     def _fill_at(
-        self, clean: Tensor, image: Tensor, y: Tensor, x: Tensor, generator: torch.Generator
+        self, clean: Tensor, kind: Tensor, image: Tensor, y: Tensor, x: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The fill of some pixels, given by image, row and column ``(P,)`` each: ``(C, P)``."""
+        """The fill of some pixels, given by image, row and column ``(P,)`` each: ``(C, P)``.
+
+        They are sorted by the `kind` of their image.
+        """
         s = self.settings
         batch, channels = clean.shape[:2]
         size = (clean.shape[2], clean.shape[3])
         device = generator.device
-        shares = torch.tensor(s.fills, device=device)
-        kind = torch.multinomial(shares, batch, replacement=True, generator=generator)
-        elastic, elsewhere, texture, stain = (kind == k for k in range(len(FILLS)))
+        texture, stain = (kind == FILLS.index(name) for name in ("texture", "stain"))
 
         other = torch.randperm(batch, generator=generator, device=device)
         textures, pick = self._draw_textures(clean, generator)
@@ -161,27 +177,33 @@ class PartialCorruption:
         tone = mean + uniform((batch, 1), -0.4, 0.4, generator)
         any_colour = uniform((batch, channels), 0, 1, generator)
         colour = torch.where(uniform((batch, 1), 0, 1, generator) < 0.5, tone, any_colour).clamp(0, 1)
-        values = colour.to(clean.dtype).T.contiguous().index_select(1, image)
+        grey = (texture | stain) & (uniform((batch,), 0, 1, generator) < s.grey_share)
+        colour = torch.where(grey.unsqueeze(1), colour.mean(1, keepdim=True), colour).to(clean.dtype)
 
-        # The other fills read some image elsewhere than where they stand.
-        for chosen in (elastic, elsewhere, texture):
-            at = take(chosen, image).nonzero().squeeze(1)
-            owner, row, column = take(image, at), take(y, at), take(x, at)
-            down, across = (2 * row + 1) / size[0] - 1, (2 * column + 1) / size[1] - 1
+        ends = torch.searchsorted(take(kind, image), torch.arange(1, len(FILLS), device=device)).tolist()
+        parts = []
+        for name, *pixels in zip(FILLS, *(of.tensor_split(ends) for of in (image, y, x)), strict=True):
+            owner, row, column = pixels
+            if name == "stain":
+                parts.append(colour.T.contiguous().index_select(1, owner))
+                continue
+            # The other fills read some image elsewhere than where they stand.
+            down, across = _centre(row, size[0]), _centre(column, size[1])
             source, index = clean, owner
-            if chosen is elastic:
+            if name == "elastic":
                 # Coordinates run from -1 to 1, so a displacement by the whole side is 2.
                 push_x, push_y = field_at(2 * amount * coarse, size, owner, row, column)
                 across, down = across + push_x, down + push_y
             else:
                 across, down = transform(affine, owner, across, down)
                 source, index = (
-                    (textures, take(pick, owner)) if chosen is texture else (clean, take(other, owner))
+                    (textures, take(pick, owner)) if name == "texture" else (clean, take(other, owner))
                 )
             read = read_images(source, index, down, across)
-            values.index_copy_(1, at, read.to(clean.dtype).expand(channels, -1))
-        grey = (texture | stain) & (uniform((batch,), 0, 1, generator) < s.grey_share)
-        return torch.where(take(grey, image), values.mean(0), values)
+            if name == "texture":
+                read = torch.where(take(grey, owner), read.mean(0), read)
+            parts.append(read.to(clean.dtype).expand(channels, -1))
+        return torch.cat(parts, dim=1)
 
     def _draw_textures(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Textures of the size of the images, and which of them each image gets ``(B,)``."""
@@ -214,6 +236,13 @@ def draw_blobs(
 
     A pixel under several blobs is listed several times.
     """
+    return paste_blobs(*draw_templates(batch, settings, generator), batch, size)
+
+
+def draw_templates(
+    batch: int, settings: CorruptionSettings, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The blobs of a batch: image of each ``(N,)``, map from image to template ``(N, 2, 3)`` and template."""
     most = settings.blobs[1]
     count = torch.randint(
         settings.blobs[0], most + 1, (batch, 1), generator=generator, device=generator.device
@@ -228,53 +257,83 @@ def draw_blobs(
     extent = torch.cat([side * stretch, side / stretch], dim=1)
     centre = uniform((blobs, 2), -1, 1, generator)
     templates = blob_templates(blobs, settings, generator)
-    blob, y, x, v, u = template_pixels(paste_affine(centre, extent, generator), size)
+    return owner, paste_affine(centre, extent, generator), templates
+
+
+def paste_blobs(
+    owner: Tensor, affine: Tensor, templates: Tensor, batch: int, size: tuple[int, int] | torch.Size
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `draw_blobs` returns, from what `draw_templates` drew; pixels come in the order of the blobs."""
+    blob, y, x, v, u = template_pixels(affine, size, octagons(templates))
     pasted = read_images(templates, blob, v, u).squeeze(0)
     drawn = pasted.nonzero().squeeze(1)
-    image, y, x = take(owner, take(blob, drawn)), take(y, drawn), take(x, drawn)
-    mask = torch.zeros((batch, 1, *size), device=generator.device)
-    mask.view(-1).scatter_reduce_(0, (image * size[0] + y) * size[1] + x, take(pasted, drawn), "amax")
+    image, y, x = take(owner.int(), take(blob, drawn)), take(y, drawn), take(x, drawn)
+    mask = torch.zeros((batch, 1, *size), device=templates.device)
+    mask.view(-1).scatter_reduce_(0, _places(mask, image, y, x).long(), take(pasted, drawn), "amax")
     return mask, image, y, x
 
 
 def template_pixels(
-    affine: Tensor, size: tuple[int, int] | torch.Size
+    affine: Tensor, size: tuple[int, int] | torch.Size, octagon: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The pixels of an image that fall into a template, for each map ``(N, 2, 3)`` from image to it.
 
-    Returns template, row and column of each pixel, and its place in the template, down and across, within
-    (-1, 1); all ``(P,)``.
+    With an `octagon` (see `octagons`) only those that fall into it. Returns template, row and column of each
+    pixel, and its place in the template, down and across, within (-1, 1); all ``(P,)``.
     """
     height, width = size
     linear, offset = affine[:, :, :2], affine[:, :, 2]
     # How far the template reaches down the image, and from there its rows.
     back = torch.linalg.inv(linear)
     centre, reach = -(back[:, 1] * offset).sum(1), back[:, 1].abs().sum(1)
-    first = (((centre - reach + 1) * height - 1) / 2).ceil().clamp_min(0).long()
-    last = (((centre + reach + 1) * height - 1) / 2).floor().clamp_max(height - 1).long()
-    template, y = _count_up((last - first + 1).clamp_min(0))
-    y = y + take(first, template)
+    first = (((centre - reach + 1) * height - 1) / 2).ceil().clamp_min(0).int()
+    last = (((centre + reach + 1) * height - 1) / 2).floor().clamp_max(height - 1).int()
+    template, y = _count_up(first, last)
     # Along a row the place in the template is start + step * x: solve for the x at which it enters and
-    # leaves.
+    # leaves each pair of sides.
     step = (linear[:, :, 0] * (2 / width)).index_select(0, template)
-    down = (2 * y + 1) / height - 1
     start = (offset + linear[:, :, 0] * (1 / width - 1)).index_select(0, template)
-    start = start + linear[:, :, 1].index_select(0, template) * down.unsqueeze(1)
+    start = start + linear[:, :, 1].index_select(0, template) * _centre(y, height).unsqueeze(1)
     ends = torch.stack([(-1 - start) / step, (1 - start) / step])
-    enters = ends.amin(0).amax(1).ceil().clamp(0, width)
-    leaves = ends.amax(0).amin(1).floor().clamp(-1, width - 1)
-    line, x = _count_up((leaves - enters + 1).clamp_min(0).long())
-    x = x + take(enters.long(), line)
-    start, step = start.T.contiguous().index_select(1, line), step.T.contiguous().index_select(1, line)
-    across, down = torch.addcmul(start, step, x.to(start.dtype)).unbind(0)
+    if octagon is not None:
+        low, high = (side.index_select(0, template) for side in octagon)
+        begin, slope = _slants(*start.unbind(1)).T, _slants(*step.unbind(1)).T
+        ends = torch.cat([ends, torch.stack([(low - begin) / slope, (high - begin) / slope])], dim=2)
+    enters = ends.amin(0).amax(1).ceil().clamp(0, width).int()
+    leaves = ends.amax(0).amin(1).floor().clamp(-1, width - 1).int()
+    line, x = _count_up(enters, leaves)
+    column = x.to(start.dtype)
+    across, down = (take(start[:, axis], line).addcmul_(take(step[:, axis], line), column) for axis in (0, 1))
     return take(template, line), take(y, line), x, down, across
 
 
-def _count_up(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Count from 0 to n - 1 for each n of `lengths`, one after the other: the n's place, and the count."""
+def octagons(templates: Tensor) -> tuple[Tensor, Tensor]:
+    """Between which least and greatest x, y, x + y and x - y templates ``(N, 1, h, w)`` are not 0: ``(N, 4)``
+    each.
+
+    A disk lies in an octagon that is a fifth smaller than its square: fewer pixels to look at.
+    """
+    height, width = templates.shape[-2:]
+    down, across = (_centre(torch.arange(side, device=templates.device), side) for side in (height, width))
+    y, x = torch.meshgrid(down, across, indexing="ij")
+    places = _slants(x, y).flatten(1) * (templates.view(-1, 1, height * width) > 0)
+    # Between pixels a template fades to 0 over the distance of one, 2 / width across and 2 / height down.
+    margin = 2 / width + 2 / height
+    return places.amin(2) - margin, places.amax(2) + margin
+
+
+def _slants(x: Tensor, y: Tensor) -> Tensor:
+    """x, y, x + y and x - y: how far a point lies in the directions of an octagon's sides."""
+    return torch.stack([x, y, x + y, x - y])
+
+
+def _count_up(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Count from each of `first` to its `last`, one after the other: the pair's place, and the count."""
+    lengths = (last - first + 1).clamp_min(0)
     place = torch.repeat_interleave(lengths)
-    first = lengths.cumsum(0) - lengths
-    return place, torch.arange(len(place), device=lengths.device) - take(first, place)
+    before = lengths.cumsum(0, dtype=lengths.dtype) - lengths
+    count = torch.arange(len(place), dtype=lengths.dtype, device=lengths.device)
+    return place, count.sub_(take(before - first, place))
 
 
 def transform(affine: Tensor, index: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,24 +349,28 @@ def read_images(images: Tensor, index: Tensor, y: Tensor, x: Tensor) -> Tensor:
     beyond, the image is reflected. It is `torch.nn.functional.grid_sample` for scattered points.
     """
     height, width = images.shape[-2:]
-    memory, below, beside = _memory(images), images.stride(2), images.stride(3)
+    memory, (_, channel, below, beside) = _memory(images), images.stride()
     top, down = _between_pixels(y, height)
     left, across = _between_pixels(x, width)
     across, down = across.to(images.dtype), down.to(images.dtype)
     corner = _places(images, index, top, left)
-    upper = torch.lerp(take(memory, corner), take(memory, corner + beside), across)
-    corner = corner + below
-    lower = torch.lerp(take(memory, corner), take(memory, corner + beside), across)
-    return torch.lerp(upper, lower, down)
+    # The neighbours of all points lie equally far from them: the same places, counted from further on.
+    read = []
+    for start in (channel * number for number in range(images.shape[1])):
+        upper = take(memory[start:], corner).lerp_(take(memory[start + beside :], corner), across)
+        start += below
+        lower = take(memory[start:], corner).lerp_(take(memory[start + beside :], corner), across)
+        read.append(upper.lerp_(lower, down))
+    return torch.stack(read)
 
 
 def _between_pixels(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The pixel before a coordinate from -1 to 1, reflected at the borders, and the share of the next."""
     # Reflection at both borders is a triangular wave of period 4: the distance to the nearest multiple of it.
-    turns = (coordinate + 1) / 4
-    position = ((turns - turns.round()).abs() * (2 * size) - 0.5).clamp(0, size - 1)
-    before = position.floor().clamp_max(size - 2)
-    return before.long(), position - before
+    turns = (coordinate + 1).div_(4)
+    position = turns.sub_(turns.round()).abs_().mul_(2 * size).sub_(0.5).clamp_(0, size - 1)
+    before = position.int().clamp_max_(size - 2)
+    return before, position.sub_(before)
 
 
 def _memory(images: Tensor) -> Tensor:
@@ -316,9 +379,16 @@ def _memory(images: Tensor) -> Tensor:
 
 
 def _places(images: Tensor, image: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Where pixels ``(P,)`` of dense images ``(N, C, H, W)`` lie in memory, for every channel: ``(C, P)``."""
-    a, c, b, d = images.stride()
-    return image * a + y * b + x * d + c * torch.arange(images.shape[1], device=image.device).unsqueeze(1)
+    """Where pixels ``(P,)`` of dense images ``(N, C, H, W)`` lie in memory, in the first channel."""
+    a, _, b, d = images.stride()
+    # Integers of four bytes, where they suffice, are twice as fast.
+    integer = torch.int32 if images.numel() < 2**31 else torch.int64
+    return (image.to(integer) * a).add_(y, alpha=b).add_(x, alpha=d)
+
+
+def _centre(place: Tensor, size: int) -> Tensor:
+    """The coordinate, from -1 to 1 across the image, of the centre of a row or column."""
+    return place.float().mul_(2).add_(1).div_(size).sub_(1)
 
 
 def take(values: Tensor, places: Tensor) -> Tensor:
@@ -365,7 +435,7 @@ def field_at(
     down, across = bicubic_weights(cells, size, coarse.device)
     rows = (down.view(cells, 1, 1, 1, -1) * coarse.permute(2, 1, 3, 0).unsqueeze(-1)).sum(0)
     rows = rows.reshape(2 * cells, -1).index_select(1, index * size[0] + y)
-    return (rows.view(2, cells, -1) * across.index_select(1, x)).sum(1)
+    return rows.view(2, cells, -1).mul_(across.index_select(1, x)).sum(1)
 
 
 def bicubic_weights(

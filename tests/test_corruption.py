@@ -14,6 +14,7 @@ from ssae.corruption import (
     blob_masks,
     blob_templates,
     field_at,
+    octagons,
     paste_affine,
     procedural_textures,
     read_images,
@@ -208,6 +209,21 @@ def test_blobs_are_templates_pasted_by_grid_sample(size):
     pasted = torch.zeros_like(expected)
     pasted[template, 0, y, x] = read_images(templates, template, down, across)[0]
     torch.testing.assert_close(pasted, expected, atol=1e-4, rtol=0)
+
+
+def test_outside_its_octagon_a_template_is_0():
+    affine = paste_affine(torch.zeros(30, 2), torch.full((30, 2), 0.6), generator())
+    templates = blob_templates(30, CorruptionSettings(warp=0.3), generator(4))
+
+    def pasted(octagon):
+        template, y, x, down, across = template_pixels(affine, (64, 64), octagon)
+        masks = torch.zeros(30, 64, 64)
+        masks[template, y, x] = read_images(templates, template, down, across)[0]
+        return masks, len(template)
+
+    (whole, every), (within, fewer) = pasted(None), pasted(octagons(templates))
+    assert torch.equal(whole, within)
+    assert fewer < 0.9 * every
 
 
 def test_the_change_is_the_opacity_times_the_dense_fill():
