@@ -16,6 +16,7 @@ export async function mount(root, context) {
   const networks = new Map();
   const dials = { ...settings.dials, blobs: 1, opacity: 1 };
   const state = { index: 0, fill: "texture", grey: false, network: "none", seed: settings.seed, draws: null };
+  let filled = { key: null, fill: null };
 
   const left = canvas("The corrupted image. Drag the blob, or move it with the arrow keys; with Shift in larger steps.", side, {
     tabindex: "0",
@@ -153,18 +154,25 @@ export async function mount(root, context) {
   }
 
   function corrupted() {
-    const { draws } = state;
-    const image = images[state.index];
+    const { draws, index, grey, seed } = state;
+    const image = images[index];
     const blobs = draws.blobs.slice(0, dials.blobs).map((blob) => {
       const stretch = Math.sqrt(dials.elongation ** blob.stretch);
       return { ...blob, extent: [dials.side * stretch, dials.side / stretch] };
     });
+    // The dials of the blobs leave the fill as it is.
+    const key = [state.fill, index, grey, seed].join();
+    if (filled.key !== key) filled = { key, fill: freshFill(image) };
+    const under = blobMask(blobs, dials, side);
+    return { image, fill: filled.fill, under, result: blend(image, filled.fill, under, dials.opacity) };
+  }
+
+  function freshFill(image) {
+    const { draws, index, grey } = state;
     const { tone, colour } = draws.fill;
     const stain = colour.map((value, c) => (tone === null ? value : Math.max(0, Math.min(1, meanOf(image, c) + tone))));
-    const shown = { image, other: images[(state.index + 1) % count], texture: textures[draws.texture] };
-    const fill = fillOf(state.fill, shown, { ...draws.fill, colour: stain, grey: state.grey }, side);
-    const under = blobMask(blobs, dials, side);
-    return { image, fill, under, result: blend(image, fill, under, dials.opacity) };
+    const shown = { image, other: images[(index + 1) % count], texture: textures[draws.texture] };
+    return fillOf(state.fill, shown, { ...draws.fill, colour: stain, grey }, side);
   }
 
   const update = latest(async () => {

@@ -79,7 +79,7 @@ export function blobMask(blobs, dials, side) {
         const across = (cos * dx + sin * dy) / extent[0];
         const down = (-sin * dx + cos * dy) / extent[1];
         if (Math.abs(across) >= 1 || Math.abs(down) >= 1) continue;
-        const value = readAt(template, TEMPLATE, down, across);
+        const value = readAt(template, TEMPLATE, placeOf(down, TEMPLATE), placeOf(across, TEMPLATE));
         if (value > mask[y * side + x]) mask[y * side + x] = value;
       }
     }
@@ -87,22 +87,20 @@ export function blobMask(blobs, dials, side) {
   return mask;
 }
 
-/** Read a map `(size, size)` between its pixels; beyond the border it is reflected. */
-export function readAt(map, size, down, across, offset = 0) {
-  const [y, v] = between(down, size);
-  const [x, u] = between(across, size);
+/** Read a map `(size, size)` between its pixels, `down` and `across` counted in these. */
+function readAt(map, size, down, across, offset = 0) {
+  const y = Math.min(Math.floor(down), size - 2);
+  const x = Math.min(Math.floor(across), size - 2);
   const i = offset + y * size + x;
-  const upper = map[i] + u * (map[i + 1] - map[i]);
-  const lower = map[i + size] + u * (map[i + size + 1] - map[i + size]);
-  return upper + v * (lower - upper);
+  const upper = map[i] + (across - x) * (map[i + 1] - map[i]);
+  const lower = map[i + size] + (across - x) * (map[i + size + 1] - map[i + size]);
+  return upper + (down - y) * (lower - upper);
 }
 
-/** The pixel before a coordinate, reflected at the borders, and the share of the next. */
-function between(coordinate, size) {
+/** A coordinate in pixels; beyond the borders it is reflected. */
+function placeOf(coordinate, size) {
   const turns = (coordinate + 1) / 4;
-  const place = Math.max(0, Math.min(size - 1, Math.abs(turns - Math.round(turns)) * 2 * size - 0.5));
-  const before = Math.min(Math.floor(place), size - 2);
-  return [before, place - before];
+  return Math.max(0, Math.min(size - 1, Math.abs(turns - Math.round(turns)) * 2 * size - 0.5));
 }
 
 /**
@@ -122,9 +120,9 @@ export function fillOf(kind, images, draws, side) {
     for (let y = 0; y < side; y += 1) {
       for (let x = 0; x < side; x += 1) {
         const i = y * side + x;
-        let [across, down] = [(2 * x + 1) / side - 1, (2 * y + 1) / side - 1];
-        if (push) [across, down] = [across + push[i], down + push[plane + i]];
-        else [across, down] = [cos * across + sin * down + draws.shift[0], cos * down - sin * across + draws.shift[1]];
+        const [right, below] = [(2 * x + 1) / side - 1, (2 * y + 1) / side - 1];
+        const across = placeOf(push ? right + push[i] : cos * right + sin * below + draws.shift[0], side);
+        const down = placeOf(push ? below + push[plane + i] : cos * below - sin * right + draws.shift[1], side);
         for (let c = 0; c < 3; c += 1) fill[c * plane + i] = readAt(source, side, down, across, c * plane);
       }
     }
@@ -141,7 +139,14 @@ export function fillOf(kind, images, draws, side) {
 /** `image + opacity * mask * (fill - image)`. */
 export function blend(image, fill, mask, opacity) {
   const plane = mask.length;
-  return Float32Array.from(image, (value, i) => value + opacity * mask[i % plane] * (fill[i] - value));
+  const result = new Float32Array(image.length);
+  for (let start = 0; start < image.length; start += plane) {
+    for (let i = 0; i < plane; i += 1) {
+      const value = image[start + i];
+      result[start + i] = value + opacity * mask[i] * (fill[start + i] - value);
+    }
+  }
+  return result;
 }
 
 const clamp = (value) => Math.max(0, Math.min(1, value));

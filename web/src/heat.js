@@ -62,9 +62,11 @@ const INFERNO = [
   [207, 68, 70], [237, 105, 37], [251, 155, 6], [252, 255, 164],
 ];
 
-/** Colour of `share` in [0, 1] as [red, green, blue], 0 to 255. */
-export function inferno(share) {
-  const place = Math.max(0, Math.min(1, share)) * (INFERNO.length - 1);
+const SHADES = Array.from({ length: 1024 }, (_, i) => {
+  const place = (i / 1023) * (INFERNO.length - 1);
   const low = Math.min(INFERNO.length - 2, Math.floor(place));
   return INFERNO[low].map((value, c) => value + (place - low) * (INFERNO[low + 1][c] - value));
-}
+});
+
+/** Colour of `share` in [0, 1] as [red, green, blue], 0 to 255. */
+export const inferno = (share) => SHADES[Math.round(1023 * Math.max(0, Math.min(1, share)))];

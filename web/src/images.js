@@ -20,10 +20,11 @@ export async function loadStrip(url, side) {
 export function putImage(target, values, side) {
   const plane = side * side;
   const image = new ImageData(side, side);
+  const { data } = image;
   const step = values.length === plane ? 0 : plane;
   for (let i = 0; i < plane; i += 1) {
-    for (let c = 0; c < 3; c += 1) image.data[4 * i + c] = 255 * values[c * step + i];
-    image.data[4 * i + 3] = 255;
+    for (let c = 0; c < 3; c += 1) data[4 * i + c] = 255 * values[c * step + i];
+    data[4 * i + 3] = 255;
   }
   target.getContext("2d").putImageData(image, 0, 0);
 }

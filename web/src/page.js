@@ -29,6 +29,7 @@ export async function start(root) {
   const body = root.querySelector(".lf-body");
   root.dataset.state = "loading";
   status.textContent = "Loading the model …";
+  const asked = root.contains(document.activeElement);
   root.querySelector(".lf-start")?.setAttribute("disabled", "");
   try {
     const [module, context] = await Promise.all([
@@ -41,6 +42,10 @@ export async function start(root) {
     body.replaceChildren(stage);
     status.textContent = "";
     root.dataset.state = "ready";
+    // Who started it with the keyboard goes on in the figure: the button that had the focus is gone.
+    if (asked && (document.activeElement === document.body || root.contains(document.activeElement))) {
+      stage.querySelector("[tabindex], input, select, button")?.focus({ preventScroll: true });
+    }
   } catch (error) {
     root.dataset.state = "failed";
     status.textContent = `This figure could not start: ${error.message}`;

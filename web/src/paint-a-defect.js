@@ -182,6 +182,7 @@ export async function mount(root, context) {
     event.preventDefault();
     drawLeft(true);
   });
+  left.addEventListener("focus", () => drawLeft(left.matches(":focus-visible")));
   left.addEventListener("blur", () => drawLeft());
 
   function repaint() {

@@ -215,6 +215,12 @@ export async function mount(root, context) {
     const { point } = state;
     const current = scene;
     const start = Float32Array.from(point);
+    // The point follows at once; the maps may take their time, when a kernel answers.
+    set(handle, {
+      transform: `translate(${toX(point[0])} ${toY(point[1])})`,
+      "aria-valuenow": point[0].toFixed(2),
+      "aria-valuetext": `x ${fixed(point[0], 2)}, y ${fixed(point[1], 2)}`,
+    });
     const target = nearestOnCurve(current.curve, start, current.closed);
     const paths = await Promise.all(
       shown.map(async (key) => {
@@ -227,11 +233,6 @@ export async function mount(root, context) {
     const away = Math.hypot(point[0] - target[0], point[1] - target[1]);
     distance.textContent = fixed(away);
     position.textContent = `${fixed(point[0], 2)}, ${fixed(point[1], 2)}`;
-    set(handle, {
-      transform: `translate(${toX(point[0])} ${toY(point[1])})`,
-      "aria-valuenow": point[0].toFixed(2),
-      "aria-valuetext": `x ${fixed(point[0], 2)}, y ${fixed(point[1], 2)}`,
-    });
     const spoken = [`Distance to the manifold ${fixed(away, 2)}.`];
     const spent = options.budget ? drawDefect(point) : null;
     shown.forEach((key, index) => {

@@ -13,7 +13,7 @@ export async function mount(root, context) {
   const { settings } = context.payload;
   const { side, limit } = settings;
   const area = side * side;
-  const [strip, photographs] = await Promise.all([readPixels(context.file("maps")), loadPicture(context.file("images"))]);
+  const [strip, photographs] = await Promise.all([readPixels(context.file("maps")), readPixels(context.file("images"))]);
   const count = strip.length / 4 / area;
   const difference = new Float32Array(count * area);
   const masks = new Uint8Array(count * area);
@@ -26,10 +26,12 @@ export async function mount(root, context) {
   const state = { kernel: settings.kernel, passes: settings.passes, share: 0.05 };
   let heat = null;
   let points = null;
+  let grounds = null;
 
   const titles = settings.titles;
   const tiles = titles.map((title) => h("canvas", { class: "se-tile", width: side, height: side, role: "img", "aria-label": `Heat map of ${title}` }));
-  const plot = (x, y) => `${((x * SIZE) / 1).toFixed(1)} ${((1 - y) * SIZE).toFixed(1)}`;
+  const tenth = (value) => Math.round(10 * value) / 10;
+  const plot = (x, y) => `${tenth(x * SIZE)} ${tenth((1 - y) * SIZE)}`;
   const roc = svg("path", { class: "se-roc" });
   const pro = svg("path", { class: "se-pro" });
   const rocPoint = svg("circle", { class: "se-roc-point", r: 7 });
@@ -107,7 +109,17 @@ export async function mount(root, context) {
       heat.set(boxFilter(difference.subarray(k * area, (k + 1) * area), side, state.kernel, state.passes), k * area);
     }
     points = curves(heat, truth);
-    const line = (values) => `M${points.fpr.map((x, i) => plot(x, values[i])).join("L")}`;
+    grounds = glowing();
+    const line = (values) => {
+      let [d, last] = ["", ""];
+      for (let i = 0; i < values.length; i += 1) {
+        const here = plot(points.fpr[i], values[i]);
+        // Most of the levels lie on top of each other.
+        if (here !== last) d += `${d ? "L" : "M"}${here}`;
+        last = here;
+      }
+      return d;
+    };
     set(roc, { d: line(points.tpr) });
     set(pro, { d: line(points.pro) });
     cells.auroc.textContent = areaUnder(points.fpr, points.tpr).toFixed(3);
@@ -131,40 +143,48 @@ export async function mount(root, context) {
     voice.say(`${fixed(100 * x, 1)} percent false positives, ${fixed(100 * tpr, 0)} percent of the defect pixels found.`);
   }
 
-  function drawTile(tile, k, threshold) {
-    const pen = tile.getContext("2d", { willReadFrequently: true });
-    pen.globalAlpha = 1;
-    pen.drawImage(photographs, 0, k * side, side, side, 0, 0, side, side);
-    const image = pen.getImageData(0, 0, side, side);
+  /** The photographs under the glow of their heat maps; the threshold leaves these as they are. */
+  function glowing() {
     const scale = points.threshold[0] * 0.35;
-    const edge = (inside, i) => {
-      const [x, y] = [i % side, Math.floor(i / side)];
-      return inside(i) && (x === 0 || y === 0 || x === side - 1 || y === side - 1 || !inside(i - 1) || !inside(i + 1) || !inside(i - side) || !inside(i + side));
-    };
-    const over = (i) => heat[k * area + i] > threshold;
-    const defect = (i) => masks[k * area + i] === 1;
-    for (let i = 0; i < area; i += 1) {
-      const colour = edge(over, i) ? OUTLINE : edge(defect, i) ? TRUTH : null;
-      const glow = inferno(Math.sqrt(heat[k * area + i] / scale));
-      for (let c = 0; c < 3; c += 1) {
-        image.data[4 * i + c] = colour ? colour[c] : 0.45 * image.data[4 * i + c] + 0.55 * glow[c];
+    return tiles.map((_, k) => {
+      const pixels = new Uint8ClampedArray(4 * area);
+      for (let i = 0; i < area; i += 1) {
+        const glow = inferno(Math.sqrt(heat[k * area + i] / scale));
+        const at = 4 * (k * area + i);
+        for (let c = 0; c < 3; c += 1) pixels[4 * i + c] = 0.45 * photographs[at + c] + 0.55 * glow[c];
+        pixels[4 * i + 3] = 255;
+      }
+      return pixels;
+    });
+  }
+
+  function drawTile(tile, k, threshold) {
+    const image = new ImageData(grounds[k].slice(), side);
+    const start = k * area;
+    outline((i) => masks[start + i] === 1, TRUTH, image.data);
+    outline((i) => heat[start + i] > threshold, OUTLINE, image.data);
+    tile.getContext("2d").putImageData(image, 0, 0);
+  }
+
+  /** Colour the pixels inside that touch the outside or the border. */
+  function outline(inside, colour, pixels) {
+    for (let y = 0, i = 0; y < side; y += 1) {
+      for (let x = 0; x < side; x += 1, i += 1) {
+        if (!inside(i)) continue;
+        const within = x > 0 && y > 0 && x < side - 1 && y < side - 1;
+        if (within && inside(i - 1) && inside(i + 1) && inside(i - side) && inside(i + side)) continue;
+        for (let c = 0; c < 3; c += 1) pixels[4 * i + c] = colour[c];
       }
     }
-    pen.putImageData(image, 0, 0);
   }
 
   filter();
 }
 
-async function loadPicture(url) {
+async function readPixels(url) {
   const picture = new Image();
   picture.src = url;
   await picture.decode();
-  return picture;
-}
-
-async function readPixels(url) {
-  const picture = await loadPicture(url);
   const pen = h("canvas", { width: picture.naturalWidth, height: picture.naturalHeight }).getContext("2d");
   pen.drawImage(picture, 0, 0);
   return pen.getImageData(0, 0, picture.naturalWidth, picture.naturalHeight).data;

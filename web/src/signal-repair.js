@@ -203,13 +203,14 @@ export async function mount(root, context) {
   }
 
   function onKey(event) {
-    const values = inputSignal();
+    // Noise comes on top of what is painted.
+    const value = () => state.painted.get(state.cursor) ?? signalAt(shape, state.phase)[state.cursor];
     const step = (event.shiftKey ? 4 : 1) * 0.1;
     const actions = {
       ArrowLeft: () => (state.cursor = clamp(state.cursor - 1, 0, n - 1)),
       ArrowRight: () => (state.cursor = clamp(state.cursor + 1, 0, n - 1)),
-      ArrowUp: () => state.painted.set(state.cursor, clamp(values[state.cursor] + step, LOW, HIGH)),
-      ArrowDown: () => state.painted.set(state.cursor, clamp(values[state.cursor] - step, LOW, HIGH)),
+      ArrowUp: () => state.painted.set(state.cursor, clamp(value() + step, LOW, HIGH)),
+      ArrowDown: () => state.painted.set(state.cursor, clamp(value() - step, LOW, HIGH)),
       Delete: () => state.painted.delete(state.cursor),
       Backspace: () => state.painted.delete(state.cursor),
     };
@@ -228,29 +229,29 @@ export async function mount(root, context) {
   const update = latest(async () => {
     const clean = signalAt(shape, state.phase);
     const seen = inputSignal();
-    const { predict } = parts.get(state.model);
-    const output = await predict(state.model, Float32Array.from(seen), [1, n]);
-    const projected = signalAt(shape, nearestPhase(shape, seen));
-
     const inside = [...state.painted.keys()].sort((a, b) => a - b);
     const cleanPart = [...clean.keys()].filter((k) => !state.painted.has(k));
+    const stripes = (height) => inside.map((k) => `M${r(toX(k - 0.5))} 0h${WIDTH / n}v${height}h${-WIDTH / n}Z`).join("");
+    set(band, { d: stripes(HEIGHT) });
+    set(bandBelow, { d: stripes(STRIP) });
     set(source, { d: path(clean) });
     set(input, { d: path(seen) });
     set(dots, { d: Array.from(seen, (value, k) => (state.painted.has(k) ? "" : dot(k, value))).join("") });
     set(wrong, { d: inside.map((k) => dot(k, seen[k])).join("") });
-    set(repaired, { d: path(output) });
-    set(exact, { d: path(projected) });
-    const stripes = (height) => inside.map((k) => `M${r(toX(k - 0.5))} 0h${WIDTH / n}v${height}h${-WIDTH / n}Z`).join("");
-    set(band, { d: stripes(HEIGHT) });
-    set(bandBelow, { d: stripes(STRIP) });
-    set(bars, { d: columns(seen, output) });
-    set(barsExact, { d: columns(seen, projected) });
     set(cursor, { cx: toX(state.cursor), cy: toY(seen[state.cursor]) });
     set(canvas, {
       "aria-valuenow": seen[state.cursor].toFixed(2),
       "aria-valuetext": `sample ${state.cursor + 1} of ${n}, value ${fixed(seen[state.cursor], 2)}`,
     });
 
+    // What is painted shows at once; the model may take its time, when a kernel answers.
+    const { predict } = parts.get(state.model);
+    const output = await predict(state.model, Float32Array.from(seen), [1, n]);
+    const projected = signalAt(shape, nearestPhase(shape, seen));
+    set(repaired, { d: path(output) });
+    set(exact, { d: path(projected) });
+    set(bars, { d: columns(seen, output) });
+    set(barsExact, { d: columns(seen, projected) });
     const results = { model: output, exact: projected };
     for (const row of rows) {
       row.change.textContent = fixed(rms(results[row.key], seen));

@@ -1,18 +1,42 @@
 // Host of the live figures in Jupyter, VS Code and Colab: an anywidget, answered by the kernel's own model.
 
+import { h } from "./frame.js";
 import { parsePayload } from "./payload.js";
+
+// After so many milliseconds without an answer the figure says what it waits for.
+const PATIENCE = 1000;
 
 /** Turn a figure's `mount` into what anywidget expects. */
 export function widgetFor(mount) {
   async function render({ model, el }) {
     const waiting = new Map();
     let serial = 0;
+    const stage = h("div", { class: "lf-stage" });
+    const status = h("p", { class: "lf-status", role: "status" });
+    const root = h(
+      "div",
+      { class: "live-figure", "data-live-figure": model.get("figure"), "data-state": "loading", onkeydown: keep },
+      stage,
+      status,
+    );
+    const say = (text, trouble = false) => {
+      if (status.textContent !== text) status.textContent = text;
+      status.toggleAttribute("data-trouble", trouble);
+    };
+
     const onMessage = (message, buffers) => {
-      const promise = waiting.get(message.id);
-      if (!promise) return;
+      const question = waiting.get(message.id);
+      if (!question) return;
       waiting.delete(message.id);
-      if (message.error) promise.reject(new Error(message.error));
-      else promise.resolve(toFloats(buffers[0]));
+      clearTimeout(question.timer);
+      if (message.error) {
+        // A figure that is ready has nobody left to tell.
+        say(`The kernel could not answer: ${message.error}`, true);
+        question.reject(new Error(message.error));
+      } else {
+        say("");
+        question.resolve(toFloats(buffers[0]));
+      }
     };
     model.on("msg:custom", onMessage);
 
@@ -23,31 +47,35 @@ export function widgetFor(mount) {
         new Promise((resolve, reject) => {
           serial += 1;
           const id = `${Date.now()}-${serial}-${Math.random()}`;
-          waiting.set(id, { resolve, reject });
+          const timer = setTimeout(() => say("Waiting for the kernel, which is busy or was stopped …"), PATIENCE);
+          waiting.set(id, { resolve, reject, timer });
           model.send({ id, model: name, part, shape }, undefined, [Float32Array.from(inputs).buffer]);
         }),
       part: async (key) => contextFor(parsePayload(model.get("part_payloads")[key], key), key),
       file: (role) => model.get("file_urls")[role],
     });
 
-    const root = document.createElement("div");
-    root.className = "live-figure";
-    root.dataset.liveFigure = model.get("figure");
-    root.dataset.state = "loading";
-    const stage = document.createElement("div");
-    stage.className = "lf-stage";
-    root.append(stage);
     el.append(root);
     try {
       await mount(stage, contextFor(parsePayload(model.get("payload")), null));
       root.dataset.state = "ready";
     } catch (error) {
       root.dataset.state = "failed";
-      stage.textContent = `This figure could not start: ${error.message}`;
+      stage.replaceChildren();
+      say(`This figure could not start: ${error.message}`);
     }
-    return () => model.off("msg:custom", onMessage);
+    return () => {
+      model.off("msg:custom", onMessage);
+      for (const { timer } of waiting.values()) clearTimeout(timer);
+      waiting.clear();
+    };
   }
   return { render };
+}
+
+/** Plain keys are the figure's, not the notebook's: in JupyterLab "d d" would delete the cell around it. */
+function keep(event) {
+  if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
 }
 
 /** Kernel buffers arrive as DataViews that need not be aligned. */
