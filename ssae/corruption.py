@@ -148,7 +148,7 @@ class PartialCorruption:
 
     def _draw_kinds(self, batch: int, generator: torch.Generator) -> Tensor:
         """Which of ``FILLS`` each image gets, ``(B,)``."""
-        shares = torch.tensor(self.settings.fills, device=generator.device)
+        shares = torch.tensor(self.settings.fills, dtype=torch.float32, device=generator.device)
         return torch.multinomial(shares, batch, replacement=True, generator=generator)
 
     def _fill_at(
