@@ -7,6 +7,8 @@ BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 PORT   ?= 8000
 NOTEBOOKS = _build/.notebooks
+NEWEST  = _build/newest
+NEWEST_TESTS = pytest pytest-timeout hypothesis pyaupro beautifulsoup4
 
 # The chapters run inside book/, so a relative data folder has to be made absolute here.
 ifneq ($(strip $(SSAE_MVTEC_ROOT)),)
@@ -22,7 +24,7 @@ export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help book test quick notebooks serve pdf lint lock clean distclean
+.PHONY: help book test quick notebooks serve pdf lighthouse newest lint lock clean distclean
 
 help:
 	@echo "make book       environment, locked packages, every chapter executed: _build/html/index.html"
@@ -30,6 +32,8 @@ help:
 	@echo "make quick      the tests that take under five seconds each"
 	@echo "make serve      the built book on http://localhost:$(PORT)"
 	@echo "make pdf        the whole book as _build/book.pdf (needs Chromium)"
+	@echo "make lighthouse Lighthouse on five pages of the built book (needs Chromium and Node)"
+	@echo "make newest     the quick tests of the package beside the newest torch"
 	@echo "make notebooks  the .ipynb beside each chapter, made from its .md"
 	@echo "make lint       ruff and mypy"
 	@echo "make lock       requirements.lock anew from pyproject.toml (needs uv)"
@@ -67,6 +71,20 @@ serve: book
 
 pdf: book
 	PYTHONPATH=book/_ext $(BIN)/python -m ssae_book.pdf
+
+lighthouse: book
+	PYTHONPATH=book/_ext $(BIN)/python -m ssae_book.lighthouse --phone
+
+# As in a Colab: the newest torch is there, and installing the package must leave it as it is. Without the book.
+newest:
+	rm -rf $(NEWEST) && mkdir -p _build && $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet torch torchvision numpy
+	$(NEWEST)/bin/pip freeze | grep -E '^(torch|torchvision|numpy)==' > $(NEWEST)/before.txt
+	$(NEWEST)/bin/pip install --quiet . $(NEWEST_TESTS)
+	$(NEWEST)/bin/pip freeze | grep -E '^(torch|torchvision|numpy)==' > $(NEWEST)/after.txt
+	diff $(NEWEST)/before.txt $(NEWEST)/after.txt
+	$(NEWEST)/bin/python -m pytest -m "not slow and not browser" \
+	  $(foreach name,book project accessibility pdf pages,--ignore=tests/test_$(name).py)
 
 lint: $(READY)
 	$(BIN)/ruff check .

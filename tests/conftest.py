@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ssae_book.browsers import NoBrowserError, browser_path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -54,10 +54,10 @@ def html() -> Path:
 def browser() -> Iterator:
     """A headless Chromium of the system, driven by playwright; skips where there is none."""
     sync_api = pytest.importorskip("playwright.sync_api")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    executable = next((path for name in names if (path := shutil.which(name))), None)
-    if executable is None:
-        pytest.skip(f"no browser found: looked for {', '.join(names)}")
+    try:
+        executable = browser_path()
+    except NoBrowserError as error:
+        pytest.skip(str(error))
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield chromium

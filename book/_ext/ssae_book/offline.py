@@ -12,15 +12,29 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.config import Config
 
+MATHJAX = "mathjax/tex-chtml.js"
 MATHJAX_PACKAGE = "sphinx-mathjax-offline"  # used for the files it carries, not as an extension
 # What the pages load of it: the TeX reader and HTML writer, the extensions it may ask for, the fonts.
 MATHJAX_PARTS = re.compile(
     r"static/mathjax/(tex-chtml\.js|input/tex/extensions/.*\.js|output/chtml/fonts/.*\.woff)$"
 )
 
+# A page's formulas, a few at a time: set all at once, they keep a phone from scrolling for seconds.
+TYPESET = """
+window.MathJax.startup = {
+  async pageReady() {
+    const waiting = [...document.querySelectorAll(".math, .output_area")];
+    while (waiting.length) {
+      await MathJax.typesetPromise(waiting.splice(0, 8));
+      await new Promise((resume) => setTimeout(resume));
+    }
+  },
+};"""
+FORMULA = re.compile(r'class="(?:[^"]* )?math[ "]')
+
 
 def _configure(app: Sphinx, config: Config) -> None:
-    config.mathjax_path = "mathjax/tex-chtml.js"
+    config.mathjax_path = MATHJAX
     # Without a kernel a widget cannot answer; its manager would come from a content network.
     config.nb_ipywidgets_js = {}
     # Jupyter Book adds every script under _static to every page: modules of live figures must not be.
@@ -59,8 +73,30 @@ def _drop_foreign_scripts(
             context[kind][:] = [asset for asset in context[kind] if not unwanted(asset)]
 
 
+def _set_formulas(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Have MathJax set the formulas bit by bit, and leave it out of pages that have none.
+
+    Sphinx counts the formulas of the pages below a page as its own.
+    """
+    scripts = context.get("script_files")
+    if scripts is None:
+        return
+    formulas = FORMULA.search(context.get("body") or "")
+    kept = []
+    for script in scripts:
+        body = getattr(script, "attributes", {}).get("body", "")
+        if not (MATHJAX in str(script.filename or "") or body.startswith("window.MathJax")):
+            kept.append(script)
+        elif formulas and body:
+            kept.append(type(script)(None, priority=script.priority, body=f"{body};{TYPESET}"))
+        elif formulas:
+            kept.append(script)
+    scripts[:] = kept
+
+
 def setup(app: Sphinx) -> None:
     """Register with Sphinx."""
     app.connect("config-inited", _configure, priority=700)
     app.connect("builder-inited", _copy_mathjax)
     app.connect("html-page-context", _drop_foreign_scripts, priority=990)
+    app.connect("html-page-context", _set_formulas, priority=991)

@@ -146,4 +146,4 @@ def setup(app: Sphinx) -> None:
     app.connect("html-page-context", _describe, priority=600)
     app.connect("html-page-context", _size_images, priority=600)
     app.connect("autodoc-process-docstring", _link_chapters)
-    app.connect("build-finished", _front_page)
+    app.connect("build-finished", _front_page, priority=900)  # a copy, when the page is complete

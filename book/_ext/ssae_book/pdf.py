@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +17,15 @@ from urllib.parse import urlsplit
 
 import yaml
 from pypdf import PdfWriter
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 from . import repository
+from .browsers import NoBrowserError, browser_path
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Route
 
 ROOT = repository.ROOT
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 MARGIN = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
 # Width of an A4 page between those margins, in CSS pixels of 1/96 inch.
 WIDTH = round((210 - 32) / 25.4 * 96)
@@ -60,34 +60,12 @@ class PrintError(RuntimeError):
 
 def pages() -> list[str]:
     """Names of the pages in the order of the table of contents."""
-    names: list[str] = []
+    site = parse_toc_yaml(ROOT / "_toc.yml")
 
-    def collect(node: object) -> None:
-        if isinstance(node, dict):
-            names.extend(str(node[key]) for key in ("root", "file") if key in node)
-            for key, value in node.items():
-                if key not in ("root", "file"):
-                    collect(value)
-        elif isinstance(node, list):
-            for value in node:
-                collect(value)
+    def below(name: str) -> list[str]:
+        return [name, *(inner for child in site[name].child_files() for inner in below(child))]
 
-    collect(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf8")))
-    return names
-
-
-def browser_path() -> str:
-    """The Chromium of this machine.
-
-    Raises
-    ------
-    PrintError
-        If there is none.
-    """
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        raise PrintError(f"no browser found: looked for {', '.join(BROWSERS)}; install Chromium")
-    return found
+    return below(site.root.docname)
 
 
 def print_book(
@@ -109,7 +87,9 @@ def print_book(
     Raises
     ------
     PrintError
-        If a page is missing, an image cannot be shown, something is cut at the edge, or there is no browser.
+        If a page is missing, an image cannot be shown, or something is cut at the edge.
+    NoBrowserError
+        If there is none and none is given.
     """
     from playwright.sync_api import Error, sync_playwright
 
@@ -181,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         count = print_book(options.html, options.out, options.names)
-    except PrintError as error:
+    except (PrintError, NoBrowserError) as error:
         print(f"pdf: {error}", file=sys.stderr)
         return 1
     print(f"{options.out}: {count} sheets, {options.out.stat().st_size / 2**20:.1f} MiB")
