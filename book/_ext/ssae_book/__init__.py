@@ -5,8 +5,8 @@ in step with the package they import (:mod:`.freshness`) and executes them side 
 serves everything from the book itself (:mod:`.offline`, :mod:`.icons`), leaves out what no reader needs
 (:mod:`.lean`), mends what screen readers stumble over (:mod:`.accessible`), gives each page its meta data and
 the API its links to the chapters (:mod:`.pages`), and records how the build was made (:mod:`.provenance`).
-Programs of their own write the notebooks beside the chapters (:mod:`.notebooks`), print the book (:mod:`.pdf`)
-and judge it as a visitor's browser does (:mod:`.lighthouse`).
+Programs of their own write the notebooks beside the chapters (:mod:`.notebooks`), print the book
+(:mod:`.pdf`) and judge it as a visitor's browser does (:mod:`.lighthouse`).
 """
 
 from __future__ import annotations
