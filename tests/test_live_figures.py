@@ -1001,15 +1001,15 @@ def test_every_widget_works_in_a_frame_of_no_origin(browser, site: Site, address
         (widgets.blind_spot(site.blind_spot), "error-plain", "Side of the defect", "Home"),
         (
             widgets.corruption_bench(live.CorruptionBench(images, images.flip(3), own)),
-            "outside",
+            "left",
             "Side",
-            "End",
+            "Home",
         ),
         (widgets.paint_a_defect(run.model, images, limit=0.05, image_limit=0.05), "area", "Threshold", "End"),
     ):
         output = Output(context, widget, address)
         cell = output.figure.locator(f"[data-readout={answer}]")
-        if answer == "outside":
+        if answer == "left":
             output.figure.get_by_label("Network (").select_option("own")
         before = output.wait_for_text(cell, "^[0-9]")
         output.figure.get_by_role("slider", name=control).press(key)
