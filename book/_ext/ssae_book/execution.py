@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -23,15 +24,15 @@ if TYPE_CHECKING:
 
 # A chapter that trains holds about one GiB.
 AT_A_TIME = 4
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def _execute(notebook: NotebookNode, folder: str, timeout: int) -> tuple[NotebookNode, float, str | None]:
     """Run in a process of its own: the executed notebook, the seconds it took, what failed and where."""
     from jupyter_cache.executors.utils import single_nb_execution
-    from sphinx.util.console import strip_escape_sequences
 
     result = single_nb_execution(notebook, cwd=folder, timeout=timeout, allow_errors=False)
-    return result.nb, result.time, result.err and strip_escape_sequences(str(result.err))
+    return result.nb, result.time, result.err and COLOURS.sub("", str(result.err))
 
 
 def _execute_missing(app: Sphinx, env: BuildEnvironment, *_: set) -> list[str]:
