@@ -251,6 +251,13 @@ def test_a_score_below_its_floor_is_an_error(html, monkeypatch, capsys, found, p
     assert "performance: Largest paint 9 s" in said
 
 
+def test_a_busy_machine_gets_another_chance(monkeypatch) -> None:
+    speeds = iter([0.5, 0.8, 0.7, 1.0])
+    monkeypatch.setattr(lighthouse, "look", lambda url, phone, browser: report(performance=next(speeds)))
+    assert lighthouse.scores(lighthouse.best_look("", False, ""))["performance"] == 80
+    assert lighthouse.scores(lighthouse.best_look("", False, ""))["performance"] == 100
+
+
 def test_a_phone_is_told_and_not_judged_by_its_speed() -> None:
     scores = lighthouse.scores(report(performance=0.4, seo=0.5))
     assert lighthouse.below(scores, phone=True) == ["seo 50 < 95"]
