@@ -441,8 +441,12 @@ class TrainingState:
         for name, value in part("average.").items():
             self.average[name].copy_(value)
         entries: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.model.parameters())
         for name, value in part("optimiser.").items():
             index, key = name.split(".", 1)
+            if key != "step":
+                # The fused optimiser walks through memory, so moments must lie there as their parameter does.
+                value = torch.empty_like(parameters[int(index)]).copy_(value)
             entries.setdefault(int(index), {})[key] = value
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": entries, "param_groups": groups})

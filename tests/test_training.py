@@ -35,6 +35,16 @@ def draw(generator):
     return torch.randn(16, 6, generator=generator)
 
 
+def convolutions():
+    """A model whose weights lie channels last in memory, while a checkpoint holds them contiguous."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 3, padding=1))
+
+
+def draw_images(generator):
+    return torch.rand(4, 3, 8, 8, generator=generator)
+
+
 def weights(net):
     return {k: v.clone() for k, v in net.state_dict().items()}
 
@@ -47,7 +57,7 @@ class StopAt(Exception):
     pass
 
 
-def crash_at(step):
+def crash_at(step, draw=draw):
     """A draw that fails at its ``step``-th call, as a power cut would."""
     calls = 0
 
@@ -84,7 +94,8 @@ def test_one_seed_gives_bit_identical_weights_and_another_seed_others(ema):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_run_that_died_goes_on_to_the_same_weights(tmp_path, ema):
+@pytest.mark.parametrize(("model", "draw"), [(model, draw), (convolutions, draw_images)])
+def test_a_run_that_died_goes_on_to_the_same_weights(tmp_path, ema, model, draw):
     settings = FitSettings(steps=30, ema=ema, checkpoint_seconds=0)
     whole = model()
     fit(whole, draw, Denoising(0.1), settings, progress=False)
@@ -94,7 +105,7 @@ def test_a_run_that_died_goes_on_to_the_same_weights(tmp_path, ema):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.time, "monotonic", lambda: float(2 * next(clock)))
         with pytest.raises(StopAt):
-            fit(model(), crash_at(17), Denoising(0.1), settings, tmp_path, progress=False)
+            fit(model(), crash_at(17, draw), Denoising(0.1), settings, tmp_path, progress=False)
         assert len(list((tmp_path / "checkpoints").iterdir())) == 2
         resumed = model()
         log = fit(resumed, draw, Denoising(0.1), settings, tmp_path, progress=False)
