@@ -403,8 +403,10 @@ def unpack(archive: str | os.PathLike[str], folder: Path, limits: Limits | None 
         NotImplementedError,
         RuntimeError,
         ValueError,
+        OSError,
     ) as error:
-        if isinstance(error, FetchError):
+        # What gzip and bzip2 say of damaged data is an OSError too, but not one of the system's.
+        if isinstance(error, FetchError) or getattr(error, "errno", None) is not None:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise FetchError(f"{archive} is damaged or of no known kind ({reason}); download it again") from error

@@ -452,6 +452,22 @@ def test_no_archive_escapes_or_raises_anything_else(
     assert {path.name for path in folder.iterdir()} == {"archive", "to"}
 
 
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_damaged_data_in_a_compressed_archive_is_a_damaged_archive(tmp_path: Path, kind: str) -> None:
+    content = bytearray(tarred(mode=f"w:{kind}"))
+    refused = 0
+    for place in range(20, len(content), 7):
+        (tmp_path / "archive").write_bytes(
+            content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :]
+        )
+        (to := tmp_path / str(place)).mkdir()
+        with suppress(FetchError):
+            unpack(tmp_path / "archive", to)
+            continue
+        refused += 1
+    assert refused > 100  # what comes after the end of the archive is not looked at
+
+
 # Never half there
 
 
