@@ -140,7 +140,10 @@ class ConvexCombination(nn.Module):
 
     def forward(self, skip: Tensor, below: Tensor, *guide: Tensor) -> Tensor:
         """Two maps ``(B, C, H, W)`` to one of the same shape."""
-        return torch.lerp(below, skip, self.coefficients(skip, below, *guide))
+        beta = self.coefficients(skip, below, *guide)
+        # Under autocast the image is float32 and what was decoded is not; lerp takes one type only.
+        dtype = torch.promote_types(skip.dtype, below.dtype)
+        return torch.lerp(below.to(dtype), skip.to(dtype), beta.to(dtype))
 
 
 class ConcatSkip(nn.Module):

@@ -76,8 +76,9 @@ class FitSettings:
     ema
         Decay of the exponential moving average of the weights that the run ends with; 0 for none.
     precision
-        ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``: bfloat16 where the device computes it in
-        hardware.
+        ``"float32"``, ``"bfloat16"`` (autocast) or ``"auto"``: bfloat16 for a model with convolutions where
+        the device computes it in hardware. A perceptron gains nothing by it, and the toy manifolds of the
+        book are measured finer than its three digits.
     compile
         Whether to run the model through ``torch.compile``; pays off from a few minutes of training on.
     checkpoint_seconds
@@ -193,7 +194,7 @@ def fit(
         In the other processes, if the first one could not write or read.
     """
     # Channels last is the layout in which CPU and GPU convolutions are fastest; vectors do not have it.
-    if any(p.ndim == 4 for p in model.parameters()):
+    if has_convolutions(model):
         model.to(memory_format=torch.channels_last)
     model.train()
     compiled: Any = torch.compile(model) if settings.compile else model
@@ -264,7 +265,7 @@ def train_step(
     """
     generator = state.generator.manual_seed(step_seed(state.settings.seed, state.step))
     clean = draw(generator)
-    with _autocast(generator.device, state.settings.precision):
+    with _autocast(generator.device, state.settings.precision, state.convolutional):
         loss = objective(model, clean, generator)
     state.optimiser.zero_grad(set_to_none=True)
     loss.backward()
@@ -346,6 +347,11 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(cpu_capabilities().get("amx_bf16") or cpu_capabilities().get("avx512_bf16"))
 
 
+def has_convolutions(model: nn.Module) -> bool:
+    """Whether a parameter of the model is a stack of images' filters, ``(out, in, h, w)``."""
+    return any(p.ndim == 4 for p in model.parameters())
+
+
 def cpu_capabilities() -> dict[str, Any]:
     """What torch says of the CPU, empty where it is too old to say anything."""
     return getattr(torch.cpu, "get_capabilities", dict)()
@@ -368,6 +374,7 @@ class TrainingState:
 
     def __init__(self, model: nn.Module, settings: FitSettings) -> None:
         self.model = model
+        self.convolutional = has_convolutions(model)
         self.settings = settings
         device = next(model.parameters()).device
         # A small model has many small tensors: one fused call is six times as fast as a step for each.
@@ -707,8 +714,8 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _autocast(device: torch.device, precision: str) -> torch.autocast | nullcontext:
-    if precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device)):
+def _autocast(device: torch.device, precision: str, convolutional: bool) -> torch.autocast | nullcontext:
+    if precision == "bfloat16" or (precision == "auto" and convolutional and has_fast_bfloat16(device)):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
 

@@ -101,6 +101,20 @@ def test_image_skip_mixes_the_image_itself_with_the_decoded_one():
     torch.testing.assert_close(model(images), images)
 
 
+@pytest.mark.parametrize("change", [{}, {"image_skip": True}, {"image_skip": True, "image_guide": True}])
+@pytest.mark.parametrize("skip", ["ccm", "none", "concat"])
+def test_half_precision_gives_the_same_images_to_its_digits(skip, change):
+    # Under autocast the image stays float32 while the features are bfloat16: they must mix all the same.
+    torch.manual_seed(0)
+    model = SDCAutoencoder(dataclasses.replace(TINY, skip=skip, **change)).eval()
+    images = torch.rand(2, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(images)
+    half.float().square().mean().backward()
+    torch.testing.assert_close(half.float(), model(images), atol=0.03, rtol=0.03)
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
 def test_the_guide_moves_the_coefficients_where_two_images_do_not():
     module = ConvexCombination(4, 1, guide_channels=2).eval()
     skip, below = torch.randn(2, 1, 4, 8, 8)

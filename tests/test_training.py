@@ -53,6 +53,20 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_only_convolutions_are_computed_in_half_precision_by_themselves(monkeypatch, precision):
+    # A machine with fast bfloat16 must not lend its three digits to the perceptrons of the toy manifolds.
+    monkeypatch.setattr(training, "has_fast_bfloat16", lambda device: True)
+    seen = {}
+    for name, net, batches in (("vectors", model(), draw), ("images", convolutions(), draw_images)):
+        last = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+        last.register_forward_hook(lambda *args, name=name: seen.update({name: args[-1].dtype}))
+        log = fit(net, batches, Reconstruction(), FitSettings(steps=2, precision=precision), progress=False)
+        assert math.isfinite(log[-1].loss)
+    half = {"vectors": precision == "bfloat16", "images": precision != "float32"}
+    assert seen == {k: torch.bfloat16 if v else torch.float32 for k, v in half.items()}
+
+
 class StopAt(Exception):
     pass
 
