@@ -49,6 +49,9 @@ class CorruptionSettings:
         Probability of each fill, in the order of ``FILLS``.
     elastic
         Standard deviation of the displacement of an elastic fill, as a share of the image side.
+    upright
+        Share of the fills from elsewhere that are only moved, neither turned nor scaled: what stands in the
+        wrong place, or is missing so that the ground beside it goes on, is seldom turned as well.
     grey_share
         Share of textures and stains that lose their colour: on a grey part, colour alone would give every
         defect away.
@@ -59,12 +62,13 @@ class CorruptionSettings:
     """
 
     blobs: tuple[int, int] = (1, 3)
-    side: tuple[float, float] = (0.06, 0.6)
+    side: tuple[float, float] = (0.06, 1.5)
     elongation: float = 4.0
     warp: float = 0.12
     fade: float = 0.15
     fills: tuple[float, float, float, float] = (0.35, 0.25, 0.25, 0.15)
     elastic: tuple[float, float] = (0.02, 0.08)
+    upright: float = 0.5
     grey_share: float = 0.5
     opacity: tuple[float, float] = (0.5, 1.0)
     clean_share: float = 0.1
@@ -78,8 +82,9 @@ class CorruptionSettings:
             raise ValueError(f"elongation must be at least 1, got {self.elongation}")
         if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
             raise ValueError(f"opacity must be a range within [0, 1], got {self.opacity}")
-        if not 0 <= self.clean_share <= 1:
-            raise ValueError(f"clean_share must lie in [0, 1], got {self.clean_share}")
+        for name in ("upright", "clean_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if len(self.fills) != len(FILLS) or min(self.fills) < 0 or sum(self.fills) <= 0:
             raise ValueError(f"fills needs a probability for each of {FILLS}, got {self.fills}")
 
@@ -162,7 +167,7 @@ class PartialCorruption:
         batch, channels = clean.shape[:2]
         size = (clean.shape[2], clean.shape[3])
         device = generator.device
-        texture, stain = (kind == FILLS.index(name) for name in ("texture", "stain"))
+        elsewhere, texture, stain = (kind == FILLS.index(name) for name in ("elsewhere", "texture", "stain"))
 
         other = torch.randperm(batch, generator=generator, device=device)
         textures, pick = self._draw_textures(clean, generator)
@@ -179,6 +184,8 @@ class PartialCorruption:
         colour = torch.where(uniform((batch, 1), 0, 1, generator) < 0.5, tone, any_colour).clamp(0, 1)
         grey = (texture | stain) & (uniform((batch,), 0, 1, generator) < s.grey_share)
         colour = torch.where(grey.unsqueeze(1), colour.mean(1, keepdim=True), colour).to(clean.dtype)
+        upright = elsewhere & (uniform((batch,), 0, 1, generator) < s.upright)
+        affine = torch.where(upright.view(-1, 1, 1), only_moved(affine), affine)
 
         ends = torch.searchsorted(take(kind, image), torch.arange(1, len(FILLS), device=device)).tolist()
         parts = []
@@ -475,6 +482,11 @@ def random_affine(batch: int, generator: torch.Generator) -> Tensor:
     cos, sin = scale * angle.cos(), scale * angle.sin()
     linear = torch.stack([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)], dim=1)
     return torch.cat([linear, uniform((batch, 2, 1), -1, 1, generator)], dim=2)
+
+
+def only_moved(affine: Tensor) -> Tensor:
+    """The same maps ``(N, 2, 3)`` with their shifts alone, neither turned nor scaled."""
+    return torch.cat([torch.eye(2, device=affine.device).expand(len(affine), 2, 2), affine[:, :, 2:]], dim=2)
 
 
 def shuffled(images: Tensor, generator: torch.Generator) -> Tensor:

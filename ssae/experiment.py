@@ -35,7 +35,7 @@ from ssae.datasets import (
     progress_over,
 )
 from ssae.distributed import on_first, own_device, require_divisible, require_same, world_size
-from ssae.models import ModelSettings, SDCAutoencoder, build
+from ssae.models import ModelSettings, SDCAutoencoder, build, preset_settings
 from ssae.objectives import Denoising, Masked, Objective, Reconstruction
 from ssae.progress import Progress
 from ssae.receipts import (
@@ -181,6 +181,10 @@ class ExperimentSettings:
             If a name is unknown or a value does not fit.
         """
 
+        corruption = values.get("corruption")
+        if isinstance(corruption, dict) and "upright" not in corruption:
+            # Runs that are older than this setting turned every fill, whatever its default is now.
+            values = {**values, "corruption": {**corruption, "upright": 0.0}}
         try:
             return checked(cls, values, "settings")
         except SchemaError as error:
@@ -192,7 +196,12 @@ class ExperimentSettings:
         """The untrained model, its weights drawn from the seed."""
         with torch.random.fork_rng():
             torch.manual_seed(self.fit.seed)
-            return build(self.preset if self.model is None else self.model)
+            return build(self.network)
+
+    @property
+    def network(self) -> ModelSettings:
+        """Shape of the network: ``model``, or else what the preset stands for."""
+        return self.model or preset_settings(self.preset)
 
 
 def train(
@@ -812,5 +821,7 @@ def identity(category: Category, settings: ExperimentSettings) -> dict[str, Any]
         "resolution": settings.resolution,
         "preset": settings.preset if settings.model is None else "custom",
         "settings": settings.to_json(),
+        # A preset may come to stand for another network; what was trained stays what it was.
+        "network": asdict(settings.network),
         "seed": settings.fit.seed,
     }

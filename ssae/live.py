@@ -649,6 +649,7 @@ class CorruptionBench:
             "side": self.side,
             "count": len(self.images),
             "elastic": list(dials.elastic),
+            "upright": dials.upright,
             "dials": {
                 "side": dials.side[1],
                 "elongation": dials.elongation,

@@ -95,6 +95,7 @@ PRESETS: dict[str, ModelSettings] = {
         ccm_kernel=1,
         unshuffle=2,
         image_skip=True,
+        image_guide=True,
     ),
     "full": ModelSettings(),
 }
@@ -290,13 +291,16 @@ def build_skip(settings: ModelSettings, channels: int) -> nn.Module:
     return ConcatSkip(channels) if settings.skip == "concat" else NoSkip()
 
 
-def build(preset: str | ModelSettings) -> SDCAutoencoder:
-    """Build a model from a preset's name (``"lite"``, ``"full"``) or from settings."""
-    if isinstance(preset, ModelSettings):
-        return SDCAutoencoder(preset)
+def preset_settings(preset: str) -> ModelSettings:
+    """Shape of the network that a preset's name (``"lite"``, ``"full"``) stands for."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-    return SDCAutoencoder(PRESETS[preset])
+    return PRESETS[preset]
+
+
+def build(preset: str | ModelSettings) -> SDCAutoencoder:
+    """Build a model from a preset's name (``"lite"``, ``"full"``) or from settings."""
+    return SDCAutoencoder(preset if isinstance(preset, ModelSettings) else preset_settings(preset))
 
 
 def count_parameters(model: nn.Module) -> int:

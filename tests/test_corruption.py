@@ -76,6 +76,27 @@ def test_every_fill_changes_the_image_under_its_mask(fill):
     assert float(change[mask == 0].max()) == 0
 
 
+def neighbours_kept(upright):
+    """Whether each fill from elsewhere has, in every pixel, the pixel of one image at one shift."""
+    ramp = torch.arange(64.0) / 64
+    down, across = torch.meshgrid(ramp, ramp, indexing="ij")
+    clean = torch.stack([down, across, torch.zeros(64, 64)]).expand(40, 3, 64, 64).contiguous()
+    filled = corruption(fills=only("elsewhere"), upright=upright).fill(clean, generator())
+    steps = [filled[:, 0].diff(dim=1).abs(), filled[:, 1].diff(dim=2).abs()]
+    # The image is mirrored at its border, so a step is one pixel's either way, or less at the fold.
+    return [
+        torch.allclose(a.median(), b.median(), atol=1e-6)
+        and bool((abs(64 * a - 1) < 1e-3).float().mean() > 0.9)
+        for a, b in zip(*steps, strict=True)
+    ]
+
+
+def test_upright_fills_are_moved_and_neither_turned_nor_scaled():
+    assert all(neighbours_kept(1.0))
+    assert not any(neighbours_kept(0.0))
+    assert 10 <= sum(neighbours_kept(0.5)) <= 30
+
+
 def test_a_stain_of_full_opacity_has_one_colour():
     clean = images()
     corrupt = corruption(
@@ -161,6 +182,7 @@ def test_texture_fill_without_textures_is_refused():
         {"side": (0.4, 0.1)},
         {"opacity": (0.5, 1.5)},
         {"clean_share": 2.0},
+        {"upright": -0.1},
         {"fills": (1.0, 0.0)},
         {"fills": (0.0, 0.0, 0.0, 0.0)},
         {"elongation": 0.5},

@@ -52,6 +52,8 @@ def draws(settings: CorruptionSettings, seed: int, textures: int) -> dict:
     coarse = torch.randn((1, 2, 5, 5), generator=generator)
     tone, any_colour = uniform(-0.4, 0.4, 1, 1), uniform(0, 1, 1, 3)
     toned, grey = uniform(0, 1, 1, 1) < 0.5, uniform(0, 1, 1) < settings.grey_share
+    if settings.fills[FILLS.index("elsewhere")] and uniform(0, 1, 1) < settings.upright:
+        angle, scale = torch.zeros(1), torch.ones(1)
     return {
         "blobs": [
             {

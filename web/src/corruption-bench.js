@@ -10,7 +10,7 @@ const MOST_BLOBS = 3;
 
 export async function mount(root, context) {
   const { settings } = context.payload;
-  const { side, count, elastic } = settings;
+  const { side, count, elastic, upright } = settings;
   const strip = await loadStrip(context.file("images"), side);
   const [images, textures] = [strip.slice(0, count), strip.slice(count)];
   const networks = new Map();
@@ -115,6 +115,7 @@ export async function mount(root, context) {
         // A tone of the image's own mean, or any colour.
         tone: uniform() < 0.5 ? between(-0.4, 0.4) : null,
         colour: [uniform(), uniform(), uniform()],
+        upright: uniform() < upright,
       },
     };
     update();
@@ -172,7 +173,9 @@ export async function mount(root, context) {
     const { tone, colour } = draws.fill;
     const stain = colour.map((value, c) => (tone === null ? value : Math.max(0, Math.min(1, meanOf(image, c) + tone))));
     const shown = { image, other: images[(index + 1) % count], texture: textures[draws.texture] };
-    return fillOf(state.fill, shown, { ...draws.fill, colour: stain, grey }, side);
+    // A share of the fills from elsewhere is only moved.
+    const turn = state.fill === "elsewhere" && draws.fill.upright ? { angle: 0, scale: 1 } : {};
+    return fillOf(state.fill, shown, { ...draws.fill, ...turn, colour: stain, grey }, side);
   }
 
   const update = latest(async () => {
