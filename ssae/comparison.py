@@ -138,8 +138,8 @@ def train(row: Row, draw: Draw, seeds: Sequence[int], budget: Budget) -> list[nn
 
 
 def pool_draw(pool: Tensor, count: int) -> Draw:
-    """A ``draw`` that picks ``count`` samples of ``pool`` with replacement."""
-    return lambda generator: pool[torch.randint(len(pool), (count,), generator=generator)]
+    """A ``draw`` that picks ``count`` samples of ``pool``, on the device of the model, with replacement."""
+    return lambda g: pool[torch.randint(len(pool), (count,), generator=g, device=g.device)]
 
 
 # Signals: the projection is known.

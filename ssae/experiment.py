@@ -194,8 +194,9 @@ class ExperimentSettings:
 
     def build_model(self) -> SDCAutoencoder:
         """The untrained model, its weights drawn from the seed."""
-        with torch.random.fork_rng():
-            torch.manual_seed(self.fit.seed)
+        # Weights are drawn on the CPU; by default fork_rng would wake up every GPU of the machine.
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(self.fit.seed)
             return build(self.network)
 
     @property

@@ -387,8 +387,9 @@ class Inspector(nn.Module):
         """
         pixels = photographs.permute(0, 3, 1, 2).float()
         # One axis after the other, in 8 bits after each, as Pillow resizes what the model was trained on.
-        pixels = (pixels @ lanczos(pixels.shape[3], self.resolution).T).clamp(0, 255).round()
-        pixels = (lanczos(pixels.shape[2], self.resolution) @ pixels).clamp(0, 255).round()
+        down, across = (lanczos(side, self.resolution).to(pixels) for side in pixels.shape[2:])
+        pixels = (pixels @ across.T).clamp(0, 255).round()
+        pixels = (down @ pixels).clamp(0, 255).round()
         images = pixels / 255
         heat = heat_map(images, self.model(images), self.scoring)
         scores = image_scores(heat, self.scoring)

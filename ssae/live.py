@@ -538,10 +538,10 @@ class BlindSpot:
     def errors(self, hole: int) -> dict[str, float]:
         """Squared error of the four by four pixels in the middle over the variance, for each network."""
         middle = slice(self.side // 2 - 2, self.side // 2 + 2)
-        images = self.holed(hole)
+        outputs = self.network()(self.holed(hole)).chunk(len(self.models), dim=1)
         return {
-            name: float((model(images) - self.sources)[:, :, middle, middle].square().mean()) / self.variance
-            for name, (_, model) in self.models.items()
+            name: float((output - self.sources)[:, :, middle, middle].square().mean()) / self.variance
+            for name, output in zip(self.models, outputs, strict=True)
         }
 
     def settings(self) -> dict[str, Any]:
@@ -602,7 +602,9 @@ def write_blind_spot(figure: BlindSpot, directory: Path | str = LIVE_DIRECTORY) 
 def _draw_blind_spot(figure: BlindSpot, path: Path) -> None:
     hole = figure.settings()["start"]
     image = figure.holed(hole)[:1]
-    shown = {"with a defect": image} | {title: model(image) for title, model in figure.models.values()}
+    outputs = figure.network()(image).chunk(len(figure.models), dim=1)
+    titles = [title for title, _ in figure.models.values()]
+    shown = {"with a defect": image} | dict(zip(titles, outputs, strict=True))
     drawing, axes = plt.subplots(1, len(shown), figsize=(7.6, 2.8), dpi=110)
     for axis, (title, picture) in zip(axes, shown.items(), strict=True):
         axis.imshow(picture[0].clamp(0, 1).permute(1, 2, 0))

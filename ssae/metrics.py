@@ -564,7 +564,8 @@ def _stays_on_device(values: torch.Tensor) -> bool:
 
 def _select(values: Scores, mask: Array) -> Scores:
     if isinstance(values, torch.Tensor):
-        return values[torch.from_numpy(mask).to(values.device)]
+        # torch takes no array that is read backwards.
+        return values[torch.from_numpy(np.ascontiguousarray(mask)).to(values.device)]
     return values[mask]
 
 

@@ -100,6 +100,13 @@ def mean_square(output: Tensor, target: Tensor) -> Tensor:
     return (output.to(dtype) - target.to(dtype)).square().mean()
 
 
+def _corrupt(corruption: Corruption, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """``corruption(clean, generator)``, computed as precisely as without autocast."""
+    # Autocast is for the model. Three digits are few for a place in an image.
+    with torch.autocast(clean.device.type, enabled=False):
+        return corruption(clean, generator)
+
+
 def _noise_like(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     # Drawn where the generator lives: one seed then gives one sequence, whatever device the batch is on.
     noise = torch.randn(clean.shape, generator=generator, device=generator.device, dtype=clean.dtype)
@@ -171,7 +178,7 @@ class Masked:
         _require_non_negative("noise", self.noise)
 
     def __call__(self, model: Model, clean: Tensor, generator: torch.Generator) -> Tensor:
-        corrupted, mask = self.corruption(clean, generator)
+        corrupted, mask = _corrupt(self.corruption, clean, generator)
         if self.noise > 0:
             kept = _noise_like(clean, self.noise, generator)
             corrupted, clean = corrupted + kept, clean + kept
@@ -285,7 +292,7 @@ class Idempotent:
         _require_non_negative("weight", self.weight)
 
     def __call__(self, model: Model, clean: Tensor, generator: torch.Generator) -> Tensor:
-        corrupted, _ = self.corruption(clean, generator)
+        corrupted, _ = _corrupt(self.corruption, clean, generator)
         once = model(corrupted)
         return self.base(model, clean, generator) + self.weight * mean_square(model(once), once)
 

@@ -193,13 +193,10 @@ def fit(
     FirstProcessFailed
         In the other processes, if the first one could not write or read.
     """
-    # Channels last is the layout in which CPU and GPU convolutions are fastest; vectors do not have it.
-    if has_convolutions(model):
-        model.to(memory_format=torch.channels_last)
     model.train()
+    state = TrainingState(model, settings)
     compiled: Any = torch.compile(model) if settings.compile else model
     trained: Callable[[Tensor], Tensor] = DataParallelModel(compiled) if world_size() > 1 else compiled
-    state = TrainingState(model, settings)
     checkpoints = _Checkpoints(Path(run_dir), settings) if run_dir is not None else None
     log: list[LogRow] = []
     if checkpoints is not None and (newest := on_first(checkpoints.read_newest)) is not None:
@@ -341,7 +338,8 @@ def learning_rate(progress: float, settings: FitSettings) -> float:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware; elsewhere autocast only costs time."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        # From Ampere on; torch.cuda.is_bf16_supported asks about the current device, whichever is meant.
+        return torch.cuda.get_device_capability(device)[0] >= 8
     if device.type != "cpu":
         return False
     return bool(cpu_capabilities().get("amx_bf16") or cpu_capabilities().get("avx512_bf16"))
@@ -375,6 +373,9 @@ class TrainingState:
     def __init__(self, model: nn.Module, settings: FitSettings) -> None:
         self.model = model
         self.convolutional = has_convolutions(model)
+        # The layout in which CPU and GPU convolutions are fastest; in another one they round otherwise.
+        if self.convolutional:
+            model.to(memory_format=torch.channels_last)
         self.settings = settings
         device = next(model.parameters()).device
         # A small model has many small tensors: one fused call is six times as fast as a step for each.

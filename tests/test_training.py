@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ssae import training
+from ssae.models import PRESETS, build
 from ssae.objectives import Denoising, Reconstruction
 from ssae.training import (
     CheckpointError,
@@ -239,6 +241,31 @@ def test_the_state_before_a_diverged_step_is_kept_and_repeats_it(
         assert same(weights(whole), weights(repeated))
     again = replay(tmp_path / "diverged.safetensors", model(), draw, objective)
     assert repr(again) == repr(rows)
+
+
+def test_a_diverged_step_of_convolutions_is_repeated_to_the_bit(tmp_path, monkeypatch):
+    # A clock that hardly moves: no row in the log, so all steps are repeated.
+    ticks = iter(range(1, 10**6))
+    monkeypatch.setattr(training.time, "monotonic", lambda: 1e-6 * next(ticks))
+    losses: dict[int, list[float]] = {}
+
+    def objective(net, clean, generator):
+        loss = Denoising(0.1)(net, clean, generator)
+        losses.setdefault(generator.initial_seed(), []).append(float(loss.detach()))
+        return loss * math.nan if generator.initial_seed() == step_seed(0, 4) else loss
+
+    def model():
+        torch.manual_seed(0)
+        return build(replace(PRESETS["lite"], sdc_layers=1))
+
+    def draw(generator):
+        return torch.rand(2, 3, 32, 32, generator=generator)
+
+    with pytest.raises(TrainingDiverged):
+        fit(model(), draw, objective, FitSettings(steps=5), tmp_path, progress=False)
+    replay(tmp_path / "diverged.safetensors", model(), draw, objective)
+    assert len(losses) == 5
+    assert all(first == again for first, again in losses.values())
 
 
 def test_replay_refuses_what_is_no_diverged_step(tmp_path):
