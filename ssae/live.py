@@ -366,6 +366,7 @@ def write_paint_a_defect(
                 "textures": {other: other.capitalize() for other in runs},
                 "model": key,
                 "side": run.settings.resolution,
+                "root": scoring.root,
                 "kernel": scoring.kernel,
                 "passes": scoring.passes,
                 "top_share": scoring.top_share,

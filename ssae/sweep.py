@@ -159,18 +159,20 @@ def examine(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """Measure a run on drawn defects over its held-out normal images and write that into its receipt.
 
     ``validation`` holds the metrics of :func:`ssae.experiment.validate`, ``filters`` the same for box filters
-    of other sizes (:data:`FILTERS`), by the side of the filter. No test image is touched.
+    of other sizes (:data:`FILTERS`), by the side of the filter, ``root`` the same for the root of the
+    difference where the run squares, and the other way round. No test image is touched.
     """
     run = load_run(run_dir)
     path = Path(run_dir) / "receipt.json"
     receipt = read_json(path)
+
+    def validate_with(**scoring: Any) -> dict[str, float]:
+        changed = replace(run.settings, scoring=replace(run.settings.scoring, **scoring))
+        return validate(replace(run, settings=changed))
+
     receipt["validation"] = validate(run)
-    receipt["filters"] = {
-        str(kernel): validate(
-            replace(run, settings=replace(run.settings, scoring=replace(run.settings.scoring, kernel=kernel)))
-        )
-        for kernel in FILTERS
-    }
+    receipt["filters"] = {str(kernel): validate_with(kernel=kernel) for kernel in FILTERS}
+    receipt["root"] = validate_with(root=not run.settings.scoring.root)
     write_json(path, receipt)
     return receipt
 

@@ -1,5 +1,7 @@
 """Heat maps, image scores and thresholds against closed forms and independent code."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -133,3 +135,15 @@ def test_calibrated_thresholds_leave_the_asked_share_above():
         calibration.thresholds(1.0)
     with pytest.raises(ValueError, match="finite"):
         Calibration((float("nan"),), (0.0,)).thresholds()
+
+
+def test_the_root_of_the_difference_is_filtered_where_it_is_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    images, repaired = torch.rand(2, 2, 3, 16, 16, generator=generator)
+    settings = ScoringSettings(kernel=3, passes=2)
+    root = heat_map(images, repaired, dataclasses.replace(settings, root=True))
+    torch.testing.assert_close(root, box_filter(difference_map(images, repaired).sqrt(), 3, 2))
+    assert not torch.allclose(root, heat_map(images, repaired, settings))
+    # One grey level everywhere: the root of the mean square is that level.
+    even = heat_map(images, images + 0.25, dataclasses.replace(settings, root=True))
+    torch.testing.assert_close(even, torch.full_like(even, 0.25))

@@ -10,6 +10,12 @@ export function differenceMap(image, reconstruction, side) {
   return map;
 }
 
+/** Difference map, or its root, box-filtered. */
+export function heatMap(image, reconstruction, side, { root, kernel, passes }) {
+  const change = differenceMap(image, reconstruction, side);
+  return boxFilter(root ? change.map(Math.sqrt) : change, side, kernel, passes);
+}
+
 /** `passes` box filters of `kernel` pixels; at the border a window averages the pixels it has. */
 export function boxFilter(map, side, kernel, passes) {
   let current = map;

@@ -2,7 +2,7 @@
 // Introduction and chapter 10.
 
 import { announcer, button, draggable, h, latest, segmented, select, slider } from "./frame.js";
-import { boxFilter, differenceMap, inferno, topMean } from "./heat.js";
+import { boxFilter, heatMap, inferno, topMean } from "./heat.js";
 import { loadStrip, pictures, putImage } from "./images.js";
 import { steadyNoise } from "./signals.js";
 
@@ -196,7 +196,7 @@ export async function mount(root, context) {
     const begin = performance.now();
     const repaired = await current.predict(settings.model, current.painted, [1, 3, side, side]);
     if (current !== scene) return;
-    const heat = boxFilter(differenceMap(current.painted, repaired, side), side, settings.kernel, settings.passes);
+    const heat = heatMap(current.painted, repaired, side, settings);
     current.answer = { repaired, heat, milliseconds: performance.now() - begin };
     drawRight();
     // Let the browser paint before the next answer.

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { boxFilter, topMean } from "../src/heat.js";
+import { boxFilter, heatMap, topMean } from "../src/heat.js";
 import { areaUnder, curves, regions } from "../src/metrics.js";
 
 test("regions touch at corners, but not across images", () => {
@@ -49,4 +49,11 @@ test("a box filter keeps constants and totals in the middle", () => {
 
 test("the top mean averages the largest values", () => {
   assert.equal(topMean(Float32Array.from([1, 5, 2, 4]), 0.5), 4.5);
+});
+
+test("a heat map filters the squared difference, or its root", () => {
+  const image = Float32Array.from({ length: 3 * 16 }, (_, i) => (i % 7) / 7);
+  const repaired = image.map((value) => value + 0.5);
+  assert.deepEqual([...heatMap(image, repaired, 4, { kernel: 3, passes: 2 })].map((v) => v.toFixed(5)), Array(16).fill("0.25000"));
+  assert.deepEqual([...heatMap(image, repaired, 4, { root: true, kernel: 3, passes: 2 })].map((v) => v.toFixed(5)), Array(16).fill("0.50000"));
 });
