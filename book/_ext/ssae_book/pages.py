@@ -109,7 +109,7 @@ def _size_images(app: Sphinx, page: str, template: str, context: dict[str, Any],
 
 def _name_chapter(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
     """Say above a chapter's title which it is: its text names the others by their numbers."""
-    if not page[:2].isdigit() or not context.get("body"):
+    if not re.match(r"\d\d_", page) or not context.get("body"):
         return
     part = next(
         (
