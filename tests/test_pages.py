@@ -15,7 +15,7 @@ import pydata_sphinx_theme
 import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image
-from ssae_book import lean, lighthouse
+from ssae_book import lean, lighthouse, steady
 from test_book import PAGES, documents, soup
 
 # Style sheets
@@ -199,6 +199,53 @@ def test_all_formulas_are_set(html: Path, browser, serve) -> None:
     assert page.locator(".math:not(:has(mjx-container))").count() == 0
     assert page.locator("mjx-merror").count() == 0
     page.close()
+
+
+# A page that stands still
+
+
+def test_light_or_dark_is_chosen_before_anything_is_drawn() -> None:
+    theirs = 'document.documentElement.dataset.theme = localStorage.getItem("theme") || "auto";'
+    decided = steady.decide(theirs)
+    assert "prefers-color-scheme: dark" in decided
+    assert theirs not in decided
+    assert steady.decide(decided) == decided
+
+
+def test_no_page_leaves_light_or_dark_open(html: Path) -> None:
+    """A newer theme may write its first script otherwise."""
+    for page in PAGES:
+        assert steady.DECIDED in (html / f"{page}.html").read_text(encoding="utf8"), page
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_front_page_stands_still(html: Path, browser, serve, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": 1350, "height": 940}, color_scheme=scheme)
+    page = context.new_page()
+    # The theme's script comes when the page has long been drawn.
+    page.route("**/pydata-sphinx-theme.js*", lambda route: (page.wait_for_timeout(1000), route.continue_()))
+    page.add_init_script(
+        """window.moved = 0;
+        new PerformanceObserver(list => list.getEntries().forEach(entry => { window.moved += entry.value; }))
+          .observe({type: "layout-shift", buffered: true});"""
+    )
+    page.goto(f"{serve(html)}/index.html", wait_until="load")
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    # Headless browsers hide the scroll bar, which moved the whole page when it came.
+    assert page.evaluate("getComputedStyle(document.documentElement).overflowY") == "scroll"
+    assert page.evaluate("window.moved") < 0.005
+    context.close()
+
+
+@pytest.mark.parametrize("page", ["01_manifolds", "12_mvtec", "glossary", "404"])
+def test_chapters_say_which_they_are(html: Path, page: str) -> None:
+    found = soup(html / f"{page}.html").select(".bd-article .chapter-place")
+    assert len(found) == page[:2].isdigit() - (page == "404")
+    if found:
+        assert found[0].text.startswith(f"Chapter {int(page[:2])} · Part I")
 
 
 # Lighthouse

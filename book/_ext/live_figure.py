@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from PIL import Image
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 WEB = Path(__file__).resolve().parents[2] / "web"
 #: What a page with one WebAssembly thread needs of onnxruntime-web.
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+#: Height that a still picture has at most, in CSS pixels.
+STILL_HEIGHT = 480
 #: Modules are refused on pages opened as files; say so instead of showing a dead figure.
 FILE_NOTICE = """
 if (location.protocol === "file:") {
@@ -124,10 +127,12 @@ def visit_html(self: HTML5Translator, node: live_figure) -> None:
         "data-start": node["start"],
     }
     picture = escape(f"{static}{node['payload']}.png")
+    size = still_size(Path(self.builder.srcdir) / "_generated" / "live" / f"{node['payload']}.png")
     opening = " ".join(f'{key}="{escape(value)}"' for key, value in attributes.items())
     self.body.append(
         f"<div {opening}>\n"
-        f'<div class="lf-body"><img class="lf-still" src="{picture}" alt="{escape(node["alt"])}"></div>\n'
+        f'<div class="lf-body"><img class="lf-still" src="{picture}"{size} alt="{escape(node["alt"])}">'
+        "</div>\n"
         '<div class="lf-bar">'
         f'<button type="button" class="lf-button lf-start" hidden>{escape(node["label"])}</button>'
         '<p class="lf-status" role="status"></p></div>\n'
@@ -136,6 +141,15 @@ def visit_html(self: HTML5Translator, node: live_figure) -> None:
         "</div>\n"
     )
     raise nodes.SkipNode
+
+
+def still_size(picture: Path) -> str:
+    """Attributes that keep a still picture's place until it has loaded; nothing if no cell has written it."""
+    if not picture.is_file():
+        return ""
+    with Image.open(picture) as image:
+        scale = min(1.0, STILL_HEIGHT / image.height)
+        return f' width="{round(scale * image.width)}" height="{round(scale * image.height)}"'
 
 
 def skip(self: Any, node: live_figure) -> None:

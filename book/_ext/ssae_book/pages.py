@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote
 
 from docutils import nodes
 from PIL import Image
+from sphinx import addnodes
 
 from . import repository
 
@@ -106,6 +107,22 @@ def _size_images(app: Sphinx, page: str, template: str, context: dict[str, Any],
     context["body"] = re.sub(r'<img(?= )[^>]*?src="[^"]*_images/(?P<name>[^"]+)"[^>]*>', sized, body)
 
 
+def _name_chapter(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
+    """Say above a chapter's title which it is: its text names the others by their numbers."""
+    if not re.match(r"\d\d_", page) or not context.get("body"):
+        return
+    part = next(
+        (
+            toctree["caption"]
+            for toctree in app.env.get_doctree(app.config.root_doc).findall(addnodes.toctree)
+            if page in toctree["includefiles"] and toctree.get("caption")
+        ),
+        "",
+    )
+    place = f"Chapter {int(page[:2])}" + (f" · {html.escape(part)}" if part else "")
+    context["body"] = context["body"].replace("<h1>", f'<p class="chapter-place">{place}</p>\n<h1>', 1)
+
+
 def _first_paragraph(doctree: nodes.document, limit: int = 200) -> str:
     for paragraph in doctree.findall(nodes.paragraph):
         text = " ".join(paragraph.astext().split())
@@ -145,5 +162,6 @@ def setup(app: Sphinx) -> None:
     app.connect("config-inited", _configure, priority=100)
     app.connect("html-page-context", _describe, priority=600)
     app.connect("html-page-context", _size_images, priority=600)
+    app.connect("html-page-context", _name_chapter, priority=600)
     app.connect("autodoc-process-docstring", _link_chapters)
     app.connect("build-finished", _front_page, priority=900)  # a copy, when the page is complete
