@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from scipy import stats
@@ -104,11 +105,13 @@ def box_filter(maps: Tensor, kernel: int, passes: int) -> Tensor:
     return down @ maps @ across.T
 
 
+@lru_cache(maxsize=16)
 def _box_matrix(side: int, kernel: int, passes: int) -> Tensor:
     """What ``passes`` means over ``kernel`` neighbours make of a line of ``side`` pixels, as a matrix."""
-    place = torch.arange(side)
-    near = ((place[:, None] - place).abs() <= kernel // 2).double()
-    return torch.linalg.matrix_power(near / near.sum(1, keepdim=True), passes)
+    with torch.inference_mode(False):  # what is kept must serve whoever asks next
+        place = torch.arange(side)
+        near = ((place[:, None] - place).abs() <= kernel // 2).double()
+        return torch.linalg.matrix_power(near / near.sum(1, keepdim=True), passes)
 
 
 def heat_map(images: Tensor, reconstructions: Tensor, settings: ScoringSettings) -> Tensor:

@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import io
 import itertools
 import json
 import threading
@@ -17,7 +18,7 @@ from test_experiment import MODEL
 
 from ssae import inspection, plotting
 from ssae.experiment import ExperimentSettings, Run, RunError
-from ssae.inspection import Decision, Failure, Finding, draw_heat, files, in_order, inspect
+from ssae.inspection import Decision, Failure, Finding, draw_heat, files, in_order, inspect, png
 from ssae.report import Report
 from ssae.scoring import Calibration, ScoringSettings
 
@@ -87,6 +88,31 @@ def test_scores_do_not_depend_on_company(run, photographs, tmp_path):
     for file, finding in itertools.islice(together.items(), 3):
         (alone,) = inspect(run, [file], tmp_path / "b")
         assert alone.score == pytest.approx(finding.score, rel=1e-4)
+
+
+def test_the_number_of_workers_changes_neither_scores_nor_torch_s_threads(run, photographs, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        alone, four = (list(inspect(run, [photographs], tmp_path / str(n), workers=n)) for n in (1, 4))
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:  # a thread that begins later
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert [found.file for found in alone] == [found.file for found in four]
+    scores = [[f.score for f in found if isinstance(f, Finding)] for found in (alone, four)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (1, 9, 3), (40, 30, 3)])
+def test_a_packed_picture_is_read_back_bit_by_bit(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels[: shape[0] // 2] = 7  # runs as well as noise
+    Image.open(io.BytesIO(png(pixels))).verify()  # compares the check sums
+    with Image.open(io.BytesIO(png(pixels))) as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.asarray(image), pixels)
 
 
 def test_the_heat_map_is_the_overlay_in_eight_bits():
