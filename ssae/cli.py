@@ -175,6 +175,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--seed", type=int, default=0, metavar="S", help="seed of everything random (default 0)"
     )
+    train.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="what to compute in: bfloat16 is faster where the device has it, which auto finds out; "
+        "float32 comes nearer to the same weights on other machines (default auto)",
+    )
     train.add_argument("--out", required=True, metavar="RUN", help="folder of the run")
     train.set_defaults(run=run_train_together)
 
@@ -335,7 +342,13 @@ def run_train(options: argparse.Namespace) -> int:
         print("\n".join(reasons))
         category = replace(category, resolution=settings.resolution)
     steps = options.steps or (None if options.minutes else settings.fit.steps)
-    fit: FitSettings = replace(settings.fit, steps=steps, minutes=options.minutes, seed=options.seed)
+    fit: FitSettings = replace(
+        settings.fit,
+        steps=steps,
+        minutes=options.minutes,
+        seed=options.seed,
+        precision=options.precision,
+    )
     source = category.root.parent if category.test_paths else category
     settings = replace(settings, fit=fit)
     receipt = train(settings, source, options.out, where, watch=True, textures=options.foreign)

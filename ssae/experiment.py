@@ -441,12 +441,28 @@ def validate(run: Run, copies: int = 4) -> dict[str, float]:
     dict
         ``image_auroc``, ``pixel_auroc``, ``pixel_ap``, ``au_pro``, each in [0, 1].
     """
+    images, truth = drawn_ground(run, copies)
+    return heat_metrics(images, run.reconstruct(images), truth, run.settings.scoring)
+
+
+def drawn_ground(run: Run, copies: int = 4) -> tuple[Tensor, Tensor]:
+    """Images ``(N, 3, H, W)`` and masks ``(N, H, W)``, bool, for :func:`validate`: the run's held-out normal
+    images, then ``copies`` of each with a drawn defect.
+    """
     normal = held_out_images(run)
     defective, masks = drawn_defects(normal.repeat(copies, 1, 1, 1), seed=run.settings.fit.seed)
-    heat = run.heat_maps(torch.cat([normal, defective]))
-    truth = torch.cat([torch.zeros(normal.shape[0], *masks.shape[1:], dtype=torch.bool), masks])
+    return torch.cat([normal, defective]), torch.cat([masks.new_zeros(len(normal), *masks.shape[1:]), masks])
+
+
+def heat_metrics(
+    images: Tensor, reconstructions: Tensor, truth: Tensor, scoring: ScoringSettings
+) -> dict[str, float]:
+    """Image AUROC, pixel AUROC, pixel AP and AU-PRO of the heat maps that ``scoring`` makes of images ``(N,
+    3, H, W)`` and their reconstructions; ``truth`` ``(N, H, W)``, bool.
+    """
+    heat = heat_map(images, reconstructions, scoring)
     return {
-        "image_auroc": metrics.image_auroc(image_scores(heat, run.settings.scoring), truth.flatten(1).any(1)),
+        "image_auroc": metrics.image_auroc(image_scores(heat, scoring), truth.flatten(1).any(1)),
         **pixel_metrics(heat, truth),
     }
 

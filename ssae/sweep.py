@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ssae.experiment import ExperimentSettings, evaluate, load_run, train, validate
+from ssae.datasets import open_category
+from ssae.experiment import (
+    ExperimentSettings,
+    drawn_ground,
+    evaluate,
+    heat_metrics,
+    load_run,
+    train,
+)
 from ssae.models import PRESETS
 from ssae.receipts import (
     METRICS,
@@ -156,23 +165,34 @@ def run_job(job: Job, threads: int | None = None) -> dict[str, Any]:
 
 
 def examine(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Measure a run on drawn defects over its held-out normal images and write that into its receipt.
+    """Measure a run on drawn defects over its held-out normal images, and with other heat maps on them and on
+    the test split; write that into its receipt.
 
-    ``validation`` holds the metrics of :func:`ssae.experiment.validate`, ``filters`` the same for box filters
-    of other sizes (:data:`FILTERS`), by the side of the filter, ``root`` the same for the root of the
-    difference where the run squares, and the other way round. No test image is touched.
+    ``validation`` holds the metrics of :func:`ssae.experiment.validate`. ``filters`` holds the same for box
+    filters of other sizes (:data:`FILTERS`), by the side of the filter, and ``root`` for the root of the
+    difference where the run squares, and the other way round. What is chosen is chosen on these;
+    ``filters_on_test`` and ``root_on_test`` show afterwards whether they were a good guide.
     """
     run = load_run(run_dir)
     path = Path(run_dir) / "receipt.json"
     receipt = read_json(path)
 
-    def validate_with(**scoring: Any) -> dict[str, float]:
-        changed = replace(run.settings, scoring=replace(run.settings.scoring, **scoring))
-        return validate(replace(run, settings=changed))
+    def under_heat_maps(images: Tensor, truth: Tensor) -> tuple[Any, Any, Any]:
+        """Metrics of the run's own heat maps, of those of each filter, and of the other difference."""
+        reconstructions = run.reconstruct(images)
 
-    receipt["validation"] = validate(run)
-    receipt["filters"] = {str(kernel): validate_with(kernel=kernel) for kernel in FILTERS}
-    receipt["root"] = validate_with(root=not run.settings.scoring.root)
+        def measured(**changes: Any) -> dict[str, float]:
+            scoring = replace(run.settings.scoring, **changes)
+            return heat_metrics(images, reconstructions, truth, scoring)
+
+        filters = {str(kernel): measured(kernel=kernel) for kernel in FILTERS}
+        return measured(), filters, measured(root=not run.settings.scoring.root)
+
+    receipt["validation"], receipt["filters"], receipt["root"] = under_heat_maps(*drawn_ground(run))
+    test = open_category(run.data, run.settings.category, run.settings.resolution)
+    _, receipt["filters_on_test"], receipt["root_on_test"] = under_heat_maps(
+        test.test_images(), test.test_masks()
+    )
     write_json(path, receipt)
     return receipt
 

@@ -102,7 +102,8 @@ def test_an_unknown_setting_is_refused_before_anything_runs(data, tmp_path):
 
 @pytest.mark.slow
 def test_finished_jobs_are_skipped_and_failed_ones_reported(data, tmp_path, monkeypatch):
-    grid = Grid(("brick", "absent"), (0,), BASE, {"as it is": {}})
+    # Without a filter the root would rank all pixels as the square does.
+    grid = Grid(("brick", "absent"), (0,), {**BASE, "scoring": {"kernel": 3}}, {"as it is": {}})
     jobs = jobs_of(grid, data, tmp_path / "runs")
     said = []
     done, failed = sweep(jobs, report=said.append)
@@ -114,7 +115,14 @@ def test_finished_jobs_are_skipped_and_failed_ones_reported(data, tmp_path, monk
     monkeypatch.setattr(sweeps, "examine", None)
     again, _ = sweep(jobs, report=said.append)
     assert again == done
-    assert done[0][1]["validation"].keys() >= {"image_auroc", "pixel_auroc"}
+    receipt = done[0][1]
+    assert receipt["validation"].keys() >= {"image_auroc", "pixel_auroc"}
+    # The filter of the run itself gives what the run was measured with, on either ground.
+    own = str(jobs[0].settings.scoring.kernel)
+    assert receipt["filters"][own] == receipt["validation"] != receipt["root"]
+    on_test = receipt["filters_on_test"][own]
+    assert on_test == pytest.approx({name: receipt["metrics"][name] for name in on_test})
+    assert receipt["root_on_test"] != on_test
     keep_receipts(done, tmp_path / "kept")
     assert read_sweep(tmp_path / "kept") == [("as it is", receipt) for _, receipt in done]
 
