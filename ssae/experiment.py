@@ -839,6 +839,6 @@ def identity(category: Category, settings: ExperimentSettings) -> dict[str, Any]
         "preset": settings.preset if settings.model is None else "custom",
         "settings": settings.to_json(),
         # A preset may come to stand for another network; what was trained stays what it was.
-        "network": asdict(settings.network),
+        "network": json.loads(json.dumps(asdict(settings.network))),
         "seed": settings.fit.seed,
     }
