@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -233,7 +235,7 @@ def sweep(
     threads = max(1, (os.cpu_count() or 1) // workers)
     # Forked children would inherit torch's thread pool in an unusable state.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         futures: dict[Future, Job] = {pool.submit(run_job, job, threads): job for job in jobs}
         return _collect(
             jobs, ((futures[f], f.exception() or f.result()) for f in as_completed(futures)), report
@@ -279,6 +281,20 @@ def sweep_on_slurm(
                 yield job, error
 
     return _collect(jobs, outcomes(), report)
+
+
+def _end_with_parent() -> None:
+    """Have this process stop, with a checkpoint, once the sweep that started it is gone: killed, it cannot
+    say so, and another sweep may want to go on with the same runs.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempt(job: Job) -> dict[str, Any] | Exception:

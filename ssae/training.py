@@ -44,6 +44,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from ssae.distributed import DataParallelModel, agree, on_first, rank, world_size
 from ssae.objectives import Objective
 from ssae.schema import SchemaError, checked, parse_json
@@ -184,7 +189,8 @@ def fit(
         If the loss or its gradient is not finite; names the step and its seed. With a ``run_dir``, the state
         from which :func:`replay` repeats that step lies in ``diverged.safetensors`` there.
     CheckpointError
-        If the checkpoints in ``run_dir`` belong to another model or other settings.
+        If the checkpoints in ``run_dir`` belong to another model or other settings, or another process is
+        training there.
     OSError
         If a checkpoint cannot be written, on a full disk for instance; names the file. The checkpoints before
         it stay as they are, and the same call goes on from them.
@@ -193,6 +199,19 @@ def fit(
     FirstProcessFailed
         In the other processes, if the first one could not write or read.
     """
+    with _sole_writer(run_dir):
+        return _fit(model, draw, objective, settings, run_dir, progress, report)
+
+
+def _fit(
+    model: nn.Module,
+    draw: Draw,
+    objective: Objective,
+    settings: FitSettings,
+    run_dir: str | os.PathLike[str] | None,
+    progress: bool,
+    report: Callable[[nn.Module, LogRow], None] | None,
+) -> list[LogRow]:
     model.train()
     state = TrainingState(model, settings)
     compiled: Any = torch.compile(model) if settings.compile else model
@@ -669,6 +688,36 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _sole_writer(run_dir: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Hold a run folder against other trainings; the system lets go of it when the process ends, however."""
+    lock = None if run_dir is None else on_first(_lock, Path(run_dir))
+    try:
+        yield
+    finally:
+        if lock is not None and rank() == 0:
+            os.close(lock)
+
+
+def _lock(run_dir: Path) -> int | None:
+    """A lock on a folder, as the descriptor that holds it; None where the system knows no such locks."""
+    if fcntl is None:
+        return None
+    run_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"another process is training in {run_dir}; wait until it ends, stop it, or choose another folder"
+        ) from error
+    except OSError:  # a network drive that cannot lock
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def write_log(path: Path, log: list[LogRow]) -> None:

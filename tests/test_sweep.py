@@ -1,6 +1,10 @@
 """Sweeps: which jobs a grid means, that finished ones are skipped and failed ones do not stop the rest."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from test_cli import ssae
@@ -20,6 +24,7 @@ from ssae.sweep import (
 )
 from ssae.textures import make_textures
 
+LOCKS = Path("/proc/locks")
 BASE = {
     "resolution": 32,
     "batch_size": 4,
@@ -175,6 +180,38 @@ def test_the_command_prints_a_table_and_exits_1_on_failure(data, tmp_path):
     assert "| brick | plain | 1 |" in table
     path.write_text(json.dumps({**GRID, "categories": ["absent"], "seeds": [0], "changes": {"plain": {}}}))
     assert "absent" in ssae("sweep", path, "--data", data, "--out", tmp_path / "runs", check=1).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LOCKS.exists(), reason="only Linux lists the locks that are held")
+def test_workers_end_with_a_sweep_that_was_killed(data, tmp_path):
+    path, out = tmp_path / "grid.json", tmp_path / "runs"
+    path.write_text(json.dumps({**GRID, "base": {**BASE, "fit": {"steps": 10**6}}, "changes": {"long": {}}}))
+    command = [sys.executable, "-m", "ssae.cli", "sweep", path, "--data", data, "--out", out, "--jobs", "2"]
+    job = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(lambda: len(busy(out)) == 2)
+    finally:
+        job.kill()
+        job.wait()
+    wait_for(lambda: not busy(out))
+
+
+def busy(out):
+    """The run folders in which a process is training, by the kernel's list: to try a lock is to hold it."""
+    locked = {
+        line.split()[-3].rpartition(":")[2] for line in LOCKS.read_text().splitlines() if " FLOCK " in line
+    }
+    return [path.parent for path in out.glob("*/*/config.json") if str(path.parent.stat().st_ino) in locked]
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("name", ["search", "parts"])

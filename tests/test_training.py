@@ -73,6 +73,25 @@ class StopAt(Exception):
     pass
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders are locked on POSIX systems only")
+def test_a_folder_in_use_is_refused_and_free_again_afterwards(tmp_path):
+    refused = []
+
+    def intruding(generator):
+        if not refused:
+            with pytest.raises(CheckpointError, match="another process is training in") as error:
+                fit(model(), draw, Reconstruction(), FitSettings(steps=2), tmp_path, progress=False)
+            refused.append(str(tmp_path) in str(error.value))
+        return draw(generator)
+
+    settings = FitSettings(steps=2)
+    log = fit(model(), intruding, Reconstruction(), settings, tmp_path, progress=False)
+    assert refused == [True]
+    assert log[-1].step == 2
+    again = fit(model(), draw, Reconstruction(), settings, tmp_path, progress=False)
+    assert again[-1].step == 2
+
+
 def crash_at(step, draw=draw):
     """A draw that fails at its ``step``-th call, as a power cut would."""
     calls = 0
