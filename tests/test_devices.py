@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from pretend_gpu import GPU, OnGPU, pretend_gpu
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from ssae import detector, experiment, metrics, training
+from ssae import detector, experiment, inspection, metrics, training
 from ssae.comparison import Budget, pool_draw, rows
 from ssae.corruption import CorruptionSettings, PartialCorruption, procedural_textures
 from ssae.detector import Detector
@@ -194,7 +195,20 @@ def test_a_detector_lives_on_the_gpu(gpu, tmp_path, monkeypatch):
     assert load_run(tmp_path / "run", torch.device("cpu")).device.type == "cpu"
 
 
-def test_photographs_are_inspected_on_the_gpu(run, small_data, tmp_path):
+class OneAfterTheOther(Executor):
+    """In the thread that asks: the pretence belongs to a thread, and a real GPU to all of them."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, function, /, *args):
+        done = Future()
+        done.set_result(function(*args))
+        return done
+
+
+def test_photographs_are_inspected_on_the_gpu(run, small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "ThreadPoolExecutor", OneAfterTheOther)
     folder = small_data / "part" / "test"
     run = replace(run, calibration=Calibration((0.1, 0.2), (0.1, 0.2)))
     found = list(inspect(run, [folder], tmp_path / "out", workers=1))
