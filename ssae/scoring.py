@@ -101,17 +101,23 @@ def box_filter(maps: Tensor, kernel: int, passes: int) -> Tensor:
     passes come near a Gaussian of variance ``passes * (kernel**2 - 1) / 12`` pixels squared.
     """
     # The filter is linear and works on rows and columns alone: all its passes are one matrix for each.
-    down, across = (_box_matrix(side, kernel, passes).to(maps) for side in maps.shape[-2:])
+    # What is traced for an export holds no numbers yet, so it must neither be kept nor meet what was kept.
+    matrix = _box_matrix if torch.compiler.is_compiling() else _kept_box_matrix
+    down, across = (matrix(side, kernel, passes).to(maps) for side in maps.shape[-2:])
     return down @ maps @ across.T
 
 
-@lru_cache(maxsize=16)
 def _box_matrix(side: int, kernel: int, passes: int) -> Tensor:
     """What ``passes`` means over ``kernel`` neighbours make of a line of ``side`` pixels, as a matrix."""
+    place = torch.arange(side)
+    near = ((place[:, None] - place).abs() <= kernel // 2).double()
+    return torch.linalg.matrix_power(near / near.sum(1, keepdim=True), passes)
+
+
+@lru_cache(maxsize=16)
+def _kept_box_matrix(side: int, kernel: int, passes: int) -> Tensor:
     with torch.inference_mode(False):  # what is kept must serve whoever asks next
-        place = torch.arange(side)
-        near = ((place[:, None] - place).abs() <= kernel // 2).double()
-        return torch.linalg.matrix_power(near / near.sum(1, keepdim=True), passes)
+        return _box_matrix(side, kernel, passes)
 
 
 def heat_map(images: Tensor, reconstructions: Tensor, settings: ScoringSettings) -> Tensor:

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from torch import nn
 
+from ssae.experiment import ExperimentSettings, Run
 from ssae.export import (
     decode_array,
     encode_array,
     export_onnx,
+    export_run,
     mlp_forward,
     mlp_layers,
     read_payload,
@@ -34,6 +36,7 @@ from ssae.live import (
 )
 from ssae.mlp import MLPAutoencoder
 from ssae.models import ModelSettings, build
+from ssae.scoring import Calibration, ScoringSettings
 from ssae.training import FitSettings
 
 WEB = Path(__file__).parents[1] / "web"
@@ -150,3 +153,19 @@ def test_javascript_agrees_with_torch_in_signal_repair(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             answers(payload, name, signals, tmp_path), models[name](signals).detach(), atol=1e-4
         )
+
+
+@pytest.mark.slow
+def test_an_export_leaves_nothing_behind_that_later_heat_maps_would_meet(tmp_path: Path) -> None:
+    # Of a size and a filter that no other test uses, so that the export is the first to ask for them.
+    model = ModelSettings(
+        channels=(4,), dilations=(1,), sdc_filters=4, sdc_layers=1, sdc_kernel=3, unshuffle=2
+    )
+    scoring = ScoringSettings(kernel=9, passes=4)
+    wanted = ExperimentSettings("part", resolution=48, model=model, scoring=scoring)
+    calibration = Calibration((0.1, 0.2), (0.1, 0.2))
+    run = Run(wanted.build_model().eval(), wanted, "", torch.device("cpu"), calibration=calibration)
+    export_run(run, tmp_path / "run.onnx")
+    heat = run.heat_maps(torch.rand(2, 3, 48, 48))
+    assert type(heat) is torch.Tensor
+    assert bool(heat.numpy().min() >= 0)
