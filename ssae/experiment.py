@@ -449,9 +449,69 @@ def drawn_ground(run: Run, copies: int = 4) -> tuple[Tensor, Tensor]:
     """Images ``(N, 3, H, W)`` and masks ``(N, H, W)``, bool, for :func:`validate`: the run's held-out normal
     images, then ``copies`` of each with a drawn defect.
     """
+    return _ground(run, copies, drawn_defects)
+
+
+def pasted_ground(run: Run, copies: int = 4) -> tuple[Tensor, Tensor]:
+    """:func:`drawn_ground` with pasted defects, see :func:`pasted_defects`: large, and outlined as a whole.
+
+    Raises
+    ------
+    RunError
+        If the run is one of a texture: a texture that is moved is the same texture, and no defect.
+    """
+    if run.settings.crop is not None:
+        raise RunError("a piece of a texture pasted elsewhere is no defect; draw defects on it instead")
+    return _ground(run, copies, pasted_defects)
+
+
+def _ground(
+    run: Run, copies: int, deface: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
     normal = held_out_images(run)
-    defective, masks = drawn_defects(normal.repeat(copies, 1, 1, 1), seed=run.settings.fit.seed)
+    defective, masks = deface(normal.repeat(copies, 1, 1, 1), run.settings.fit.seed)
     return torch.cat([normal, defective]), torch.cat([masks.new_zeros(len(normal), *masks.shape[1:]), masks])
+
+
+def rescore(
+    run_dir: str | os.PathLike[str], scoring: ScoringSettings, device: torch.device | None = None
+) -> dict[str, Any]:
+    """Give a finished run other heat maps or image scores: no training, but new thresholds, and, where it has
+    been measured on a test split, new metrics; the new receipt.
+
+    Raises
+    ------
+    RunError
+        If the run is not finished.
+    DataError
+        If its images are no longer where they were.
+    """
+    run_dir = Path(run_dir)
+    run = load_run(run_dir, device)
+    run = replace(run, settings=replace(run.settings, scoring=scoring), calibration=None)
+    calibration = Calibration.of(run.heat_maps(held_out_images(run)), scoring)
+    receipt = read_json(run_dir / "receipt.json")
+    measured = bool(receipt["metrics"])
+    # What was measured with the old scores must not stand beside the new.
+    receipt = {key: receipt[key] for key in receipt if key not in SCORED}
+    receipt |= {"settings": run.settings.to_json(), "metrics": {}}
+    receipt["rescored"] = {"code_commit": code_commit(), "created": now()}
+    # In this order an interruption leaves no old threshold beside new scores: without a calibration it is
+    # found anew.
+    (run_dir / "calibration.json").unlink(missing_ok=True)
+    write_json(run_dir / "config.json", {**read_config(run_dir), "settings": receipt["settings"]})
+    write_json(run_dir / "calibration.json", asdict(calibration))
+    write_json(run_dir / "receipt.json", receipt)
+    return evaluate(run_dir, device=device) if measured else receipt
+
+
+# Entries of a receipt that depend on how heat maps are made.
+SCORED = (
+    "metrics",
+    "defects",
+    "tested_on",
+    *(f"{what}{on}" for what in ("validation", "filters", "root") for on in ("", "_on_pasted", "_on_test")),
+)
 
 
 def heat_metrics(
@@ -508,6 +568,44 @@ def drawn_defects(images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     change = F.interpolate(torch.stack(changes).float(), size=size, mode="bilinear")
     masks = F.interpolate(torch.stack(outlines).float().unsqueeze(1), size=size, mode="nearest").squeeze(1)
     return (images + change).clamp(0, 1), masks > 0.5
+
+
+def pasted_defects(
+    images: Tensor, seed: int, side: tuple[float, float] = (0.15, 0.6), visible: float = 0.08
+) -> tuple[Tensor, Tensor]:
+    """Paste onto each image ``(N, 3, H, W)`` a piece of one of them that stood elsewhere, as if a part lay in
+    the wrong place or was missing; returns such images and masks ``(N, H, W)``, bool.
+
+    The mask is the outline of the whole piece, also where it happens to look like what it covers: so does
+    whoever outlines defects by hand.
+
+    Parameters
+    ----------
+    side
+        Range of the two sides of a piece, as a share of the image side, each drawn log-uniformly.
+    visible
+        Least mean difference a piece makes, in [0, 1]; one that makes less is drawn again, a hundred times at
+        most.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = images.shape[-2:]
+    y, x = np.mgrid[:height, :width]
+    pasted, masks = images.clone(), torch.zeros((len(images), height, width), dtype=torch.bool)
+    for image, mask in zip(pasted, masks, strict=True):
+        for _ in range(100):
+            half = np.exp(rng.uniform(np.log(side[0]), np.log(side[1]), 2)) * min(height, width) / 2
+            angle, top, left = rng.random(3) * (np.pi, height, width)
+            along = (x - left) * np.cos(angle) + (y - top) * np.sin(angle)
+            across = (y - top) * np.cos(angle) - (x - left) * np.sin(angle)
+            # Between an ellipse and a rectangle, as most parts are.
+            inside = torch.from_numpy((along / half[0]) ** 4 + (across / half[1]) ** 4 < 1)
+            by = (int(rng.integers(height)), int(rng.integers(width)))
+            piece = images[int(rng.integers(len(images)))].roll(by, (-2, -1))
+            if inside.any() and (piece - image).abs().mean(0)[inside].mean() >= visible:
+                break
+        mask |= inside
+        image.copy_(torch.where(inside, piece, image))
+    return pasted, masks
 
 
 def held_out_images(run: Run) -> Tensor:

@@ -62,8 +62,8 @@ class ScoringSettings:
 
     @classmethod
     def for_resolution(cls, resolution: int, **changes: object) -> ScoringSettings:
-        """Default settings at a resolution: the same filter in units of the image, 11 pixels wide at 256."""
-        kernel = 2 * round((11 * resolution / 256 - 1) / 2) + 1
+        """Default settings at a resolution: the same filter in units of the image, 15 pixels wide at 256."""
+        kernel = 2 * round((15 * resolution / 256 - 1) / 2) + 1
         return cls(**{"kernel": max(1, kernel), **changes})  # type: ignore[arg-type]
 
 

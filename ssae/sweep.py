@@ -24,10 +24,12 @@ from torch import Tensor
 from ssae.datasets import open_category
 from ssae.experiment import (
     ExperimentSettings,
+    Run,
     drawn_ground,
     evaluate,
     heat_metrics,
     load_run,
+    pasted_ground,
     train,
 )
 from ssae.models import PRESETS
@@ -44,7 +46,7 @@ from ssae.receipts import (
 Changes = Mapping[str, Any]
 
 # Sides of the box filter that `examine` tries.
-FILTERS = (1, 3, 5, 7, 9, 13)
+FILTERS = (1, 3, 5, 7, 9, 11, 13)
 
 
 @dataclass(frozen=True)
@@ -167,36 +169,44 @@ def run_job(job: Job, threads: int | None = None) -> dict[str, Any]:
 
 
 def examine(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Measure a run on drawn defects over its held-out normal images, and with other heat maps on them and on
-    the test split; write that into its receipt.
+    """Measure a run on its validation grounds, and with other heat maps on them and on the test split; write
+    that into its receipt.
 
-    ``validation`` holds the metrics of :func:`ssae.experiment.validate`. ``filters`` holds the same for box
-    filters of other sizes (:data:`FILTERS`), by the side of the filter, and ``root`` for the root of the
-    difference where the run squares, and the other way round. What is chosen is chosen on these;
-    ``filters_on_test`` and ``root_on_test`` show afterwards whether they were a good guide.
+    ``validation`` holds the metrics on drawn defects (:func:`ssae.experiment.drawn_ground`). ``filters``
+    holds the same for box filters of other sides (:data:`FILTERS`), by the side, and ``root`` for the root
+    of the difference where the run squares, and the other way round. The same names with ``_on_pasted``:
+    pasted defects (:func:`ssae.experiment.pasted_ground`), except for textures. What is chosen is chosen on
+    these; ``filters_on_test`` and ``root_on_test`` show afterwards whether they were a good guide.
     """
     run = load_run(run_dir)
     path = Path(run_dir) / "receipt.json"
     receipt = read_json(path)
-
-    def under_heat_maps(images: Tensor, truth: Tensor) -> tuple[Any, Any, Any]:
-        """Metrics of the run's own heat maps, of those of each filter, and of the other difference."""
-        reconstructions = run.reconstruct(images)
-
-        def measured(**changes: Any) -> dict[str, float]:
-            scoring = replace(run.settings.scoring, **changes)
-            return heat_metrics(images, reconstructions, truth, scoring)
-
-        filters = {str(kernel): measured(kernel=kernel) for kernel in FILTERS}
-        return measured(), filters, measured(root=not run.settings.scoring.root)
-
-    receipt["validation"], receipt["filters"], receipt["root"] = under_heat_maps(*drawn_ground(run))
     test = open_category(run.data, run.settings.category, run.settings.resolution)
-    _, receipt["filters_on_test"], receipt["root_on_test"] = under_heat_maps(
-        test.test_images(), test.test_masks()
-    )
+    grounds = {"": drawn_ground(run), "_on_test": (test.test_images(), test.test_masks())}
+    if run.settings.crop is None:
+        grounds["_on_pasted"] = pasted_ground(run)
+    for ground, (images, truth) in grounds.items():
+        measured = _under_heat_maps(run, images, truth)
+        if ground == "_on_test":
+            del measured["validation"]  # there it is `metrics`
+        receipt |= {f"{name}{ground}": values for name, values in measured.items()}
     write_json(path, receipt)
     return receipt
+
+
+def _under_heat_maps(run: Run, images: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Metrics of the run's own heat maps, of those of each filter, and of the other difference."""
+    reconstructions = run.reconstruct(images)
+
+    def measured(**changes: Any) -> dict[str, float]:
+        scoring = replace(run.settings.scoring, **changes)
+        return heat_metrics(images, reconstructions, truth, scoring)
+
+    return {
+        "validation": measured(),
+        "filters": {str(kernel): measured(kernel=kernel) for kernel in FILTERS},
+        "root": measured(root=not run.settings.scoring.root),
+    }
 
 
 def keep_receipts(

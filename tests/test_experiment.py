@@ -1,6 +1,7 @@
 """One category end to end: runs, receipts, predictions."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from ssae import experiment, receipts
 from ssae.datasets import DataError, load_category
 from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, train, validate
 from ssae.models import ModelSettings
-from ssae.scoring import image_scores
+from ssae.scoring import ScoringSettings, image_scores
 from ssae.textures import make_textures
 from ssae.training import FitSettings
 
@@ -143,6 +144,75 @@ def test_drawn_defects_change_the_image_inside_their_masks():
     change = (drawn - images).abs().mean(1)
     assert bool(masks.flatten(1).any(1).all())
     assert float(change[masks].mean()) > 10 * float(change[~masks].mean())
+
+
+def test_pasted_defects_are_pieces_of_the_images_outlined_whole():
+    images = torch.rand(12, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    pasted, masks = experiment.pasted_defects(images, seed=0, side=(0.2, 0.5))
+    kept = masks.unsqueeze(1).expand_as(images).logical_not()
+    assert torch.equal(pasted[kept], images[kept])
+    known = {tuple(colour) for colour in images.permute(0, 2, 3, 1).reshape(-1, 3).tolist()}
+    assert {tuple(colour) for colour in pasted.permute(0, 2, 3, 1)[masks].tolist()} <= known
+    change = (pasted - images).abs().mean(1)
+    assert all(float(change[i][masks[i]].mean()) >= 0.08 for i in range(12))
+    # No piece is larger than the longest sides allow; one at the border may be cut down to any size.
+    areas = masks.flatten(1).sum(1)
+    assert int(areas.min()) >= 1
+    assert int(areas.max()) <= (0.5 * 48 + 2) ** 2
+    again, _ = experiment.pasted_defects(images, seed=0, side=(0.2, 0.5))
+    other, _ = experiment.pasted_defects(images, seed=1, side=(0.2, 0.5))
+    assert torch.equal(pasted, again)
+    assert not torch.equal(pasted, other)
+
+
+def test_images_without_any_difference_are_pasted_upon_all_the_same():
+    _, masks = experiment.pasted_defects(torch.full((2, 3, 32, 32), 0.5), seed=0)
+    assert masks.any()
+
+
+def test_a_texture_has_no_pasted_ground(run_dir):
+    with pytest.raises(RunError, match="no defect"):
+        experiment.pasted_ground(load_run(run_dir))
+    run = load_run(run_dir)
+    run = replace(run, settings=replace(run.settings, crop=None))
+    images, masks = experiment.pasted_ground(run, copies=3)
+    assert masks.flatten(1).any(1).tolist() == [False, True, True, True]
+    assert torch.equal(images[:1], experiment.held_out_images(run))
+
+
+def test_rescored_is_as_if_it_had_always_been_scored_so(run_dir, data, tmp_path):
+    other = ScoringSettings(kernel=1, passes=1, image_score="max", root=True)
+    copy, anew = tmp_path / "copy", tmp_path / "anew"
+    shutil.copytree(run_dir, copy)
+    evaluate(copy)
+    rescored = experiment.rescore(copy, other)
+    train(replace(small(), scoring=other), data, anew, torch.device("cpu"), progress=False)
+    expected = evaluate(anew)
+    for key in ("settings", "metrics", "defects", "data_sha256"):
+        assert rescored[key] == expected[key]
+    assert json.loads((copy / "receipt.json").read_text()) == rescored
+    assert load_run(copy).settings == load_run(anew).settings
+    assert (copy / "calibration.json").read_text() == (anew / "calibration.json").read_text()
+
+
+def test_rescoring_that_fails_leaves_no_threshold_of_other_scores(run_dir, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    before = json.loads((copy / "receipt.json").read_text())
+    expected = experiment.rescore(shutil.copytree(copy, tmp_path / "done"), ScoringSettings(kernel=1))
+
+    def full(path, values):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(experiment, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        experiment.rescore(copy, ScoringSettings(kernel=1))
+    monkeypatch.undo()
+    assert json.loads((copy / "receipt.json").read_text()) == before
+    run = load_run(copy)
+    assert run.settings == small()
+    assert experiment.thresholds(run) == pytest.approx(experiment.thresholds(load_run(run_dir)))
+    assert experiment.rescore(copy, ScoringSettings(kernel=1)) == expected
 
 
 @pytest.mark.parametrize(

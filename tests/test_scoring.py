@@ -101,7 +101,7 @@ def test_settings_are_checked_and_follow_the_resolution():
             ScoringSettings(**change)
     with pytest.raises(ValueError, match="rule"):
         threshold(torch.ones(3), "median")
-    assert [ScoringSettings.for_resolution(r).kernel for r in (32, 64, 128, 256, 512)] == [1, 3, 5, 11, 21]
+    assert [ScoringSettings.for_resolution(r).kernel for r in (32, 64, 128, 256, 512)] == [1, 3, 7, 15, 29]
 
 
 def test_false_alarms_of_the_largest_score_match_simulation():

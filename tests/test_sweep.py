@@ -128,6 +128,8 @@ def test_finished_jobs_are_skipped_and_failed_ones_reported(data, tmp_path, monk
     on_test = receipt["filters_on_test"][own]
     assert on_test == pytest.approx({name: receipt["metrics"][name] for name in on_test})
     assert receipt["root_on_test"] != on_test
+    # A texture that is pasted elsewhere is no defect; a part is.
+    assert "validation_on_pasted" not in receipt
     keep_receipts(done, tmp_path / "kept")
     assert read_sweep(tmp_path / "kept") == [("as it is", receipt) for _, receipt in done]
 
