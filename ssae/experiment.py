@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ from ssae.datasets import (
     progress_over,
 )
 from ssae.distributed import on_first, own_device, require_divisible, require_same, world_size
-from ssae.models import ModelSettings, SDCAutoencoder, build, preset_settings
+from ssae.models import ModelSettings, SDCAutoencoder, build, folded, preset_settings
 from ssae.objectives import Denoising, Masked, Objective, Reconstruction
 from ssae.progress import Progress
 from ssae.receipts import (
@@ -681,11 +682,16 @@ class Run:
     held_out: tuple[Path, ...] = ()
     calibration: Calibration | None = None
 
+    @cached_property
+    def applied(self) -> nn.Module:
+        """The model in the form in which it is applied, see :func:`ssae.models.folded`."""
+        return folded(self.model)
+
     @torch.no_grad()
     def reconstruct(self, images: Tensor, batch_size: int = 32) -> Tensor:
         """Images ``(N, 3, H, W)`` in [0, 1] to their reconstructions, on the CPU."""
         batches = progress_over(images.split(batch_size), "reconstructions")
-        return torch.cat([self.model(b.to(self.device)).float().cpu() for b in batches])
+        return torch.cat([self.applied(b.to(self.device)).float().cpu() for b in batches])
 
     def heat_maps(self, images: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)`` in [0, 1] to heat maps ``(N, H, W)`` on the CPU."""

@@ -37,7 +37,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 #: Photographs that a worker takes at a time: a GPU needs a batch to be busy, a processor has caches to fit.
-BATCH, BATCH_ON_CPU = 8, 2
+BATCH, BATCH_ON_CPU = 8, 4
 #: Longest side in pixels of a heat map picture; a photograph from a camera is shown smaller.
 PICTURE = 1024
 FOLDERS = ("heat_maps", "masks", "maps")

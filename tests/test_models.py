@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from ssae.models import (
     PRESETS,
@@ -13,6 +14,7 @@ from ssae.models import (
     SDCLayer,
     build,
     count_parameters,
+    folded,
 )
 
 TINY = ModelSettings(
@@ -123,3 +125,34 @@ def test_the_guide_moves_the_coefficients_where_two_images_do_not():
     assert not torch.allclose(first, second)
     with pytest.raises(ValueError, match="image_guide needs image_skip"):
         dataclasses.replace(TINY, image_guide=True, image_skip=False)
+
+
+@pytest.mark.parametrize("skip", ["ccm", "none", "concat"])
+def test_folded_is_the_same_function_without_its_norms(skip):
+    settings = ModelSettings(
+        channels=(6, 8), dilations=(1, 2), sdc_filters=4, sdc_layers=2, sdc_kernel=3, skip=skip, unshuffle=2,
+        image_skip=True, image_guide=True,
+    )  # fmt: skip
+    model = build(settings)
+    generator = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low in ((module.running_mean, -1), (module.running_var, 0.5), (module.weight, 0.5)):
+                values.data.uniform_(low, 2, generator=generator)
+            module.bias.data.uniform_(-1, 1, generator=generator)
+    images = torch.rand(3, 3, 32, 48, generator=generator)
+    with pytest.raises(ValueError, match=r"model\.eval"):
+        folded(model)
+    before = {name: value.clone() for name, value in model.eval().state_dict().items()}
+    lean = folded(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in lean.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(lean(images), model(images), rtol=1e-4, atol=1e-5)
+    # The model itself stays as it was, and trainable.
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_what_is_no_model_of_the_book_is_folded_as_it_is():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    images = torch.rand(3, 1, 2, 2)
+    assert torch.equal(folded(model)(images), model(images))
