@@ -351,15 +351,16 @@ def _decode(data: bytes) -> _Decoded:
         frames = 1 if kind == "MPO" else getattr(image, "n_frames", 1)
         image.load()
         turned = image.getexif().get(0x0112, 1) not in (0, 1)
-        image = ImageOps.exif_transpose(image)
+        if turned:
+            image = ImageOps.exif_transpose(image)
         opaque = None
         if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             grey = mode in ("L", "LA", "La")
             image = image.convert("RGBA")
             opaque = image.getchannel("A").getextrema() == (255, 255)
             image = image.convert("L" if grey else "RGB")
-        elif not deep:
-            image = image.convert("L" if mode in ("1", "L") else "RGB")
+        elif not deep and mode not in ("L", "RGB"):
+            image = image.convert("L" if mode == "1" else "RGB")
     return _Decoded(image, kind, mode, deep, frames, turned, opaque)
 
 

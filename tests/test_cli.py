@@ -10,9 +10,13 @@ import pytest
 from PIL import Image
 
 
-def ssae(*arguments, check=None):
+def ssae(*arguments, check=None, **environment):
     result = subprocess.run(
-        [sys.executable, "-m", "ssae.cli", *map(str, arguments)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "ssae.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, **environment},
     )
     assert "Traceback" not in result.stderr, result.stderr
     if check is not None:
@@ -177,6 +181,15 @@ def test_logs_are_quiet_unless_asked_for(parts, run_of_parts, tmp_path):
     assert any("ssae.datasets: read 12 images" in line for line in said)
     assert any("ssae.experiment: settings: {" in line for line in said)
     assert any(f"ssae.training: wrote {tmp_path / 'run' / 'weights.safetensors'}" in line for line in said)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_compiling_is_refused_in_words(parts, tmp_path):
+    command = ("train", "--data", parts, "--steps", "1", "--compile", "--out", tmp_path / "run")
+    # A cache of its own, or else it may find what an earlier test compiled.
+    result = ssae(*command, check=1, CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    assert "install a C++ compiler, or leave --compile away" in result.stderr
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
 
 
 @pytest.mark.slow

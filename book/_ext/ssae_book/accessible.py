@@ -7,8 +7,10 @@ again. ``tests/test_accessibility.py`` runs axe-core over the built book.
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
+
+from .pages import rewrite
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -48,16 +50,6 @@ def mend(page: str) -> str:
     return CORNER.sub('<td class="head"></td>', page)
 
 
-def _mend_all(app: Sphinx, error: Exception | None) -> None:
-    if error is not None or app.builder.format != "html":
-        return
-    for path in Path(app.outdir).rglob("*.html"):
-        before = path.read_text(encoding="utf8")
-        after = mend(before)
-        if after != before:
-            path.write_text(after, encoding="utf8")
-
-
 def setup(app: Sphinx) -> None:
     """Register with Sphinx, before the front page is copied."""
-    app.connect("build-finished", _mend_all, priority=410)
+    app.connect("build-finished", partial(rewrite, change=mend), priority=410)

@@ -6,6 +6,7 @@ import html
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -140,6 +141,19 @@ def _link_chapters(app: Sphinx, what: str, name: str, obj: object, options: obje
         return f":doc:`{match.group(0)} </{doc}>`" if doc else match.group(0)
 
     lines[:] = [CHAPTER_MENTION.sub(link, line) for line in lines]
+
+
+def rewrite(app: Sphinx, error: Exception | None, change: Callable[[str], str]) -> None:
+    """Pass every built page through ``change`` once the build has ended well; one that stays as it is is not
+    written.
+    """
+    if error is not None or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        before = path.read_text(encoding="utf8")
+        after = change(before)
+        if after != before:
+            path.write_text(after, encoding="utf8")
 
 
 def _front_page(app: Sphinx, error: Exception | None) -> None:

@@ -9,8 +9,10 @@ images' sizes (:mod:`.pages`) and the room for live figures in ``live.css``.
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
+
+from .pages import rewrite
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -29,16 +31,6 @@ def decide(page: str) -> str:
     return UNDECIDED.sub(lambda _: DECIDED, page)
 
 
-def _decide_all(app: Sphinx, error: Exception | None) -> None:
-    if error is not None or app.builder.format != "html":
-        return
-    for path in Path(app.outdir).rglob("*.html"):
-        before = path.read_text(encoding="utf8")
-        after = decide(before)
-        if after != before:
-            path.write_text(after, encoding="utf8")
-
-
 def setup(app: Sphinx) -> None:
     """Register with Sphinx, before the front page is copied."""
-    app.connect("build-finished", _decide_all, priority=420)
+    app.connect("build-finished", partial(rewrite, change=decide), priority=420)
