@@ -691,7 +691,11 @@ class Run:
     def reconstruct(self, images: Tensor, batch_size: int = 32) -> Tensor:
         """Images ``(N, 3, H, W)`` in [0, 1] to their reconstructions, on the CPU."""
         batches = progress_over(images.split(batch_size), "reconstructions")
-        return torch.cat([self.applied(b.to(self.device)).float().cpu() for b in batches])
+        # The layout of the weights: with another, every convolution would turn its input over first.
+        layout = torch.channels_last
+        return torch.cat(
+            [self.applied(b.to(self.device).contiguous(memory_format=layout)).float().cpu() for b in batches]
+        )
 
     def heat_maps(self, images: Tensor) -> Tensor:
         """Images ``(N, 3, H, W)`` in [0, 1] to heat maps ``(N, H, W)`` on the CPU."""

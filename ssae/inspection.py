@@ -14,7 +14,8 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -235,12 +236,15 @@ def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     RunError
         If results in ``out`` would lie among the photographs.
     """
-    if isinstance(paths, Sequence):  # all at once, before anything is written
+    check = partial(_check_apart, out=Path(out).resolve())
+    known = isinstance(paths, Sequence)
+    if known:  # all at once, before anything is written
         for path in paths:
-            _check_apart(Path(path), Path(out))
+            check(Path(path))
     taken: set[str] = set()
     for path in map(Path, paths):
-        _check_apart(path, Path(out))
+        if not known:
+            check(path)
         if not path.is_dir():
             yield path, unused_name(path.stem, taken)
             continue
@@ -254,7 +258,6 @@ def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) 
 
 def _check_apart(path: Path, out: Path) -> None:
     place = path.resolve()
-    out = out.resolve()
     results = {out / folder for folder in FOLDERS}
     if (path.is_dir() and place in (out, *out.parents)) or results & {place, *place.parents}:
         raise RunError(
@@ -385,7 +388,7 @@ class _Tables:
             self.writer.writerow([found.file, *blank, found.message])
             record: dict[str, Any] = {"image_path": found.file, "error": found.message}
         else:
-            self.writer.writerow([*asdict(found).values(), ""])
+            self.writer.writerow([*vars(found).values(), ""])
             record = {
                 "image_path": found.file,
                 "pred_score": found.score,
