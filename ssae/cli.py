@@ -179,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
     )
     length.add_argument("--minutes", type=positive_float, metavar="M", help="length of training in minutes")
     train.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="seed of everything random (default 0)"
+        "--seed", type=seed_number, default=0, metavar="S", help="seed of everything random (default 0)"
     )
     train.add_argument(
         "--precision",
@@ -292,7 +292,9 @@ def parser() -> argparse.ArgumentParser:
         "No download needed.",
     )
     make.add_argument("dir", metavar="DIR", help="folder to write to")
-    make.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the textures (default 0)")
+    make.add_argument(
+        "--seed", type=seed_number, default=0, metavar="S", help="seed of the textures (default 0)"
+    )
     make.set_defaults(run=run_make_textures)
     check = data.add_parser(
         "check",
@@ -327,11 +329,16 @@ def run_train(options: argparse.Namespace) -> int:
     """``ssae train``."""
     from ssae import automatic
     from ssae.datasets import open_category, unused_files
-    from ssae.experiment import ExperimentSettings, split, texture_settings, train
+    from ssae.experiment import ExperimentSettings, RunError, split, texture_settings, train
+    from ssae.models import preset_settings
     from ssae.scoring import false_alarms
     from ssae.training import FitSettings
 
     where = device(options)
+    stride = preset_settings(options.preset).stride
+    if options.resolution is not None and options.resolution % stride:
+        near = max(1, round(options.resolution / stride)) * stride
+        raise RunError(f"--resolution must be a multiple of {stride}, got {options.resolution}; try {near}")
     category = open_category(options.data, options.category, options.resolution or 128)
     if category.test_paths:
         settings = ExperimentSettings.for_category(category.name, category.resolution, preset=options.preset)
@@ -515,6 +522,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """An integer from 0 on."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
     return value
 
 

@@ -344,23 +344,28 @@ def _decode(data: bytes) -> _Decoded:
         image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        kind, mode = image.format, image.mode
-        # A 16-bit RGB file is silently cut to 8 bits; only the decoder's raw mode tells.
-        deep = mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
-        # The further frames of an MPO are a phone's previews.
-        frames = 1 if kind == "MPO" else getattr(image, "n_frames", 1)
-        image.load()
-        turned = image.getexif().get(0x0112, 1) not in (0, 1)
-        if turned:
-            image = ImageOps.exif_transpose(image)
-        opaque = None
-        if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            grey = mode in ("L", "LA", "La")
-            image = image.convert("RGBA")
-            opaque = image.getchannel("A").getextrema() == (255, 255)
-            image = image.convert("L" if grey else "RGB")
-        elif not deep and mode not in ("L", "RGB"):
-            image = image.convert("L" if mode == "1" else "RGB")
+        return _normalised(image)
+
+
+def _normalised(image: Image.Image) -> _Decoded:
+    """An opened image, decoded if it is not yet, without palette, alpha and rotation."""
+    kind, mode = image.format, image.mode
+    # A 16-bit RGB file is silently cut to 8 bits; only the decoder's raw mode tells.
+    deep = mode.startswith(("I", "F")) or ";16" in str(getattr(image, "tile", ""))
+    # The further frames of an MPO are a phone's previews.
+    frames = 1 if kind == "MPO" else getattr(image, "n_frames", 1)
+    image.load()
+    turned = image.getexif().get(0x0112, 1) not in (0, 1)
+    if turned:
+        image = ImageOps.exif_transpose(image)
+    opaque = None
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        grey = mode in ("L", "LA", "La")
+        image = image.convert("RGBA")
+        opaque = image.getchannel("A").getextrema() == (255, 255)
+        image = image.convert("L" if grey else "RGB")
+    elif not deep and mode not in ("L", "RGB"):
+        image = image.convert("L" if mode == "1" else "RGB")
     return _Decoded(image, kind, mode, deep, frames, turned, opaque)
 
 
@@ -485,6 +490,23 @@ def read_photo(path: str | os.PathLike[str]) -> Image.Image:
     _raise_errors(problems)
     assert photo is not None
     return photo
+
+
+def upright_photo(image: Image.Image) -> Image.Image:
+    """An open image as `read_photo` gives its file: upright, 8 bits a channel, mode ``"L"`` or ``"RGB"``.
+
+    Raises
+    ------
+    DataError
+        If its values would have to be guessed at: 16 bits, transparency.
+    """
+    decoded = _normalised(image)
+    name = Path(getattr(image, "filename", "") or "the image given")
+    if decoded.deep:
+        raise DataError(_problem("sixteen_bit", name))
+    if decoded.opaque is False:
+        raise DataError(_problem("transparent", name))
+    return decoded.image
 
 
 def photo_tensor(photo: Image.Image, resolution: int) -> Tensor:

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ssae.datasets import load_folder, photo_tensor, read_photo
+from ssae.datasets import load_folder, photo_tensor, read_photo, upright_photo
 from ssae.experiment import (
     HOLD_OUT_OF_FOLDER,
     ExperimentSettings,
@@ -137,7 +137,8 @@ class Detector(OutlierMixin, BaseEstimator):
             scoring=ScoringSettings.for_resolution(self.resolution),
             **texture_settings(self.texture, self.resolution),
         )
-        steps = self.steps if self.steps or self.minutes else settings.fit.steps
+        given = self.steps is not None or self.minutes is not None
+        steps = self.steps if given else settings.fit.steps
         settings = replace(
             settings, fit=replace(settings.fit, steps=steps, minutes=self.minutes, seed=self.seed)
         )
@@ -230,12 +231,12 @@ def _batches(photographs: Photographs, resolution: int, size: int = 32) -> Itera
 def _tensor(photograph: str | os.PathLike[str] | NDArray[np.uint8] | Image.Image, resolution: int) -> Tensor:
     if isinstance(photograph, (str, os.PathLike)):
         return photo_tensor(read_photo(photograph), resolution)
-    if not isinstance(photograph, Image.Image):
-        array = np.asarray(photograph)
-        if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
-            raise RunError(
-                f"a photograph must be (H, W) or (H, W, 3) with values of 8 bits (uint8, 0 to 255), got "
-                f"{array.dtype} of shape {array.shape}; convert it first"
-            )
-        photograph = Image.fromarray(array)
-    return photo_tensor(photograph.convert("RGB"), resolution)
+    if isinstance(photograph, Image.Image):
+        return photo_tensor(upright_photo(photograph), resolution)
+    array = np.asarray(photograph)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
+        raise RunError(
+            f"a photograph must be (H, W) or (H, W, 3) with values of 8 bits (uint8, 0 to 255), got "
+            f"{array.dtype} of shape {array.shape}; convert it first"
+        )
+    return photo_tensor(Image.fromarray(array), resolution)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -59,6 +60,7 @@ from ssae.training import (
     default_device,
     fit,
     misfits,
+    sole_writer,
     step_seed,
     write_atomically,
 )
@@ -93,7 +95,8 @@ HOLD_OUT_OF_FOLDER = 0.2
 def texture_settings(texture: bool, resolution: int) -> dict[str, Any]:
     """The settings in which a texture, which looks alike everywhere, differs from a part."""
     if texture:
-        return {"crop": resolution // 2, "corruption": TEXTURE_CORRUPTION}
+        # A multiple of 16 suits the models of either preset.
+        return {"crop": max(16, resolution // 32 * 16), "corruption": TEXTURE_CORRUPTION}
     return {"crop": None, "corruption": CorruptionSettings()}
 
 
@@ -167,6 +170,13 @@ class ExperimentSettings:
     def __post_init__(self) -> None:
         if self.objective not in ("masked", "reconstruction", "denoising"):
             raise ValueError(f"objective must be masked, reconstruction or denoising, got {self.objective!r}")
+        stride = self.network.stride
+        for name, side in (("resolution", self.resolution), ("crop", self.crop)):
+            if side is not None and (side < stride or side % stride):
+                near = max(1, round(side / stride)) * stride
+                raise ValueError(
+                    f"{name} must be a multiple of {stride} for this model, got {side}; try {near}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, read back by :meth:`from_json`."""
@@ -252,43 +262,65 @@ def train(
     """
     run_dir = Path(run_dir)
     require_divisible(settings.batch_size)
-    config, receipt = on_first(_begun, run_dir, settings)
+    # What stands in the way of this run is said before anything is read or made.
+    _, receipt = on_first(_begun, run_dir, settings)
     if receipt is not None and textures is None:
         return receipt
-
     foreign = None if textures is None else load_textures(textures, settings.resolution)
+    if isinstance(data, Category):
+        category = replace(data, resolution=settings.resolution)
+    else:
+        category = load_category(data, settings.category, settings.resolution)
+    with sole_writer(run_dir):
+        return _train(settings, category, data, run_dir, device, progress, watch, foreign)
+
+
+def _train(
+    settings: ExperimentSettings,
+    category: Category,
+    data: str | os.PathLike[str] | Category,
+    run_dir: Path,
+    device: torch.device | None,
+    progress: bool,
+    watch: bool,
+    foreign: Tensor | None,
+) -> dict[str, Any]:
+    """:func:`train` in a folder that no other process writes to."""
+    config, receipt = on_first(_begun, run_dir, settings)
     foreign_sha256 = "" if foreign is None else _pixels_sha256(foreign)
     if config is not None and config.get("textures_sha256", "") != foreign_sha256:
         raise RunError(f"{run_dir} holds a run with other foreign textures; name the folder it began with")
     if receipt is not None:
         return receipt
     device = own_device(device or default_device())
-    category = (
-        data if isinstance(data, Category) else load_category(data, settings.category, settings.resolution)
-    )
     kept, held = split(category, settings.fit.seed)
     held_out = [category.train_paths[i].relative_to(category.root).as_posix() for i in held.tolist()]
-    if config is not None and config.get("held_out", held_out) != held_out:
+    images = category.train_images()
+    images_sha256 = _pixels_sha256(images)
+    if config is not None and (
+        config.get("held_out", held_out) != held_out
+        or config.get("images_sha256", images_sha256) != images_sha256
+    ):
         raise RunError(
             f"{category.root}: its images are others than when {run_dir} began; choose a new folder"
         )
-    images = category.train_images()
     if world_size() > 1:
         same = {"settings": settings.to_json(), "versions": versions(), "foreign textures": foreign_sha256}
-        same["training images"] = _pixels_sha256(images)
+        same["training images"] = images_sha256
         # GPUs of another kind draw other numbers from the same seed.
         same["GPUs"] = device_name(device) if device.type == "cuda" else ""
         require_same(same)
-    if config is None:
-        root = category.root.resolve()
-        config = {
-            "settings": settings.to_json(),
-            "data": os.fspath(root if isinstance(data, Category) else Path(data).resolve()),
-            "root": os.fspath(root),
-            "held_out": held_out,
-            **({} if foreign is None else {"textures_sha256": foreign_sha256}),
-        }
-        on_first(write_json, run_dir / "config.json", config)
+    # Written again by a run that goes on: its images may have moved.
+    root = category.root.resolve()
+    config = {
+        "settings": settings.to_json(),
+        "data": os.fspath(root if isinstance(data, Category) else Path(data).resolve()),
+        "root": os.fspath(root),
+        "held_out": held_out,
+        "images_sha256": images_sha256,
+        **({} if foreign is None else {"textures_sha256": foreign_sha256}),
+    }
+    on_first(write_json, run_dir / "config.json", config)
     LOGGER.info("settings: %s", json.dumps(settings.to_json()))
     LOGGER.info("%d images to train on, %d held out, on %s", len(kept), len(held), device_name(device))
 
@@ -321,7 +353,7 @@ def train(
             "train_steps": log[-1].step,
             "train_seconds": log[-1].seconds,
             "images_per_second": round(log[-1].step * settings.batch_size / log[-1].seconds, 2),
-            "final_loss": log[-1].loss,
+            "final_loss": log[-1].loss if math.isfinite(log[-1].loss) else None,
             "created": now(),
         }
         write_json(run_dir / "receipt.json", receipt)
@@ -401,7 +433,19 @@ def evaluate(
         If the test split cannot be used.
     """
     run = load_run(run_dir, device)
+    receipt = _read_receipt(Path(run_dir))
+    receipt.pop("tested_on", None)
+    receipt |= _measured(run, data, category)
+    write_json(Path(run_dir) / "receipt.json", receipt)
+    return receipt
+
+
+def _measured(run: Run, data: str | os.PathLike[str] | None, category: str | None) -> dict[str, Any]:
+    """What :func:`evaluate` writes into a receipt."""
+    if data is None and not run.data:
+        raise RunError("this run does not know its data; name a category in the MVTec AD layout: --data")
     where = Path(data or run.data)
+    given = data is not None or category is not None
     if category is None and (where / run.settings.category).is_dir():
         category = run.settings.category
     test = open_category(where, category, run.settings.resolution)
@@ -411,17 +455,26 @@ def evaluate(
         )
     LOGGER.info("testing on %s: %s", test.root, split_note(test))
     heat = run.heat_maps(test.test_images())
-    receipt = read_json(Path(run_dir) / "receipt.json")
-    receipt["metrics"] = measure(heat, test, run.settings.scoring)
-    receipt["defects"] = measure_by_defect(heat, test, run.settings.scoring)
-    if data is not None:
-        receipt["tested_on"] = {
+    entries: dict[str, Any] = {
+        "metrics": measure(heat, test, run.settings.scoring),
+        "defects": measure_by_defect(heat, test, run.settings.scoring),
+    }
+    if given:
+        entries["tested_on"] = {
             "dataset": dataset_name(test),
             "category": test.name,
             "split_note": split_note(test),
             "data_sha256": data_sha256(test),
         }
-    write_json(Path(run_dir) / "receipt.json", receipt)
+    return entries
+
+
+def _read_receipt(run_dir: Path) -> dict[str, Any]:
+    if not (run_dir / "receipt.json").exists():
+        raise RunError(f"{run_dir} has no receipt: it was saved by a Detector, and can only be applied")
+    receipt = read_json(run_dir / "receipt.json")
+    if not isinstance(receipt, dict):
+        raise RunError(f"{run_dir / 'receipt.json'} is no receipt")
     return receipt
 
 
@@ -475,35 +528,48 @@ def _ground(
 
 
 def rescore(
-    run_dir: str | os.PathLike[str], scoring: ScoringSettings, device: torch.device | None = None
+    run_dir: str | os.PathLike[str],
+    scoring: ScoringSettings,
+    device: torch.device | None = None,
+    data: str | os.PathLike[str] | None = None,
+    category: str | None = None,
 ) -> dict[str, Any]:
     """Give a finished run other heat maps or image scores: no training, but new thresholds, and, where it has
     been measured on a test split, new metrics; the new receipt.
 
+    From then on the run is another than the one that the settings of its training make: with those,
+    :func:`train` refuses the folder.
+
+    Parameters
+    ----------
+    data, category
+        What to measure on, if the run was measured on other data than its own; see :func:`evaluate`.
+
     Raises
     ------
     RunError
-        If the run is not finished.
+        If the run is not finished, or was measured on other data and these are not named.
     DataError
         If its images are no longer where they were.
     """
     run_dir = Path(run_dir)
     run = load_run(run_dir, device)
+    receipt = _read_receipt(run_dir)
+    if "tested_on" in receipt and data is None and category is None:
+        raise RunError(f"{run_dir} was measured on other data than its own; name them")
     run = replace(run, settings=replace(run.settings, scoring=scoring), calibration=None)
     calibration = Calibration.of(run.heat_maps(held_out_images(run)), scoring)
-    receipt = read_json(run_dir / "receipt.json")
-    measured = bool(receipt["metrics"])
+    measured = _measured(run, data, category) if receipt["metrics"] else {"metrics": {}}
     # What was measured with the old scores must not stand beside the new.
     receipt = {key: receipt[key] for key in receipt if key not in SCORED}
-    receipt |= {"settings": run.settings.to_json(), "metrics": {}}
-    receipt["rescored"] = {"code_commit": code_commit(), "created": now()}
+    receipt |= {"settings": run.settings.to_json(), "rescored_commit": code_commit(), **measured}
     # In this order an interruption leaves no old threshold beside new scores: without a calibration it is
     # found anew.
     (run_dir / "calibration.json").unlink(missing_ok=True)
     write_json(run_dir / "config.json", {**read_config(run_dir), "settings": receipt["settings"]})
     write_json(run_dir / "calibration.json", asdict(calibration))
     write_json(run_dir / "receipt.json", receipt)
-    return evaluate(run_dir, device=device) if measured else receipt
+    return receipt
 
 
 # Entries of a receipt that depend on how heat maps are made.
@@ -725,6 +791,7 @@ _CONFIG = {
     "data": str,
     "root": str,
     "held_out": list[str],
+    "images_sha256": str,
     "textures_sha256": str,
 }
 
@@ -766,7 +833,11 @@ def read_calibration(path: Path) -> Calibration | None:
         return None
     values = read_json(path)
     try:
-        return Calibration(tuple(map(float, values["scores"])), tuple(map(float, values["peaks"])))
+        calibration = Calibration(tuple(map(float, values["scores"])), tuple(map(float, values["peaks"])))
+        calibration.thresholds()
+        if len(calibration.peaks) != len(calibration.scores):
+            raise ValueError("one peak belongs to each score")
+        return calibration
     except (TypeError, ValueError, KeyError) as error:
         raise RunError(f"{path} does not hold the scores of held-out images ({error})") from error
 

@@ -151,9 +151,7 @@ def inspect(
     Raises
     ------
     RunError
-        If ``out`` lies where the photographs are.
-    DataError
-        If a given folder is missing or holds no image.
+        If ``out`` lies where the photographs are, or a given folder holds no image.
     OSError
         If ``out`` cannot be written.
     """
@@ -231,10 +229,8 @@ def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) 
 
     Raises
     ------
-    DataError
-        If a folder holds no image.
     RunError
-        If results in ``out`` would lie among the photographs.
+        If a folder holds no image, or results in ``out`` would lie among the photographs.
     """
     check = partial(_check_apart, out=Path(out).resolve())
     known = isinstance(paths, Sequence)

@@ -97,6 +97,8 @@ def code_commit() -> str:
         return result.stdout.strip()
 
     try:
+        # Installed below somebody's repository, the package is no part of it.
+        git("ls-files", "--error-unmatch", Path(ssae.__file__).name)
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
@@ -184,8 +186,8 @@ def read_receipts(folder: Path) -> list[dict[str, Any]]:
                 or set(receipt[key]) & set("/\\")
             ):
                 raise RunError(f"{path}: {key} {receipt[key]!a} cannot be the name of a folder")
-        for key in ("data_sha256", "code_commit"):
-            if not re.fullmatch(r"[\w-]+", receipt[key]):
+        for key in ("data_sha256", "code_commit", "rescored_commit"):
+            if key in receipt and not re.fullmatch(r"[\w-]+", str(receipt[key])):
                 raise RunError(f"{path}: {key} {receipt[key]!a} is no check sum")
         measured = receipt["metrics"]
         if not set(METRICS) <= set(measured) or not all(map(_is_share, measured.values())):
@@ -240,10 +242,13 @@ def provenance_table(receipts: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in receipts:
+        code = f"`{r['code_commit'][:7]}`"
+        if "rescored_commit" in r:  # other heat maps since, see `ssae.experiment.rescore`
+            code += f", heat maps `{r['rescored_commit'][:7]}`"
         lines.append(
             f"| {plain(r['category'])} | {r['seed']} | {r['train_seconds'] / 60:.1f} min "
             f"| {r['images_per_second']:.0f} | {plain(r['device'])} "
-            f"| {plain(r['versions'].get('torch', ''))} | `{r['code_commit'][:7]}` "
+            f"| {plain(r['versions'].get('torch', ''))} | {code} "
             f"| `{r['data_sha256'][:12]}` | {plain(r['created'][:10])} |"
         )
     return "\n".join(lines)

@@ -12,7 +12,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,8 +43,9 @@ from ssae.receipts import (
     read_receipts,
     write_json,
 )
+from ssae.schema import SchemaError, checked
 
-Changes = Mapping[str, Any]
+Changes = dict[str, Any]
 
 # Sides of the box filter that `examine` tries.
 FILTERS = (1, 3, 5, 7, 9, 11, 13)
@@ -69,7 +71,7 @@ class Grid:
     categories: tuple[str, ...]
     seeds: tuple[int, ...]
     base: Changes
-    changes: Mapping[str, Changes]
+    changes: dict[str, Changes]
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Grid:
@@ -81,17 +83,13 @@ class Grid:
         RunError
             If the file is no such grid; the message says what is wrong.
         """
-        values = read_json(Path(path))
-        wanted = {"categories", "seeds", "base", "changes"}
-        if not isinstance(values, dict) or set(values) != wanted:
-            raise RunError(f"{path} is no grid: it needs the keys {', '.join(sorted(wanted))} and no others")
         try:
-            grid = cls(tuple(values["categories"]), tuple(values["seeds"]), values["base"], values["changes"])
-            unsafe = [name for name in grid.changes if name != Path(name).name or name in ("", ".", "..")]
-        except TypeError as error:
-            raise RunError(f"{path} is no grid ({error})") from error
-        if unsafe:
-            raise RunError(f"{path}: {unsafe[0]!r} cannot be the name of a folder; rename that change")
+            grid = checked(cls, read_json(Path(path)), f"{path}: grid")
+        except SchemaError as error:
+            raise RunError(str(error)) from error
+        for name in (*grid.changes, *grid.categories):
+            if name != Path(name).name or name in ("", ".", ".."):
+                raise RunError(f"{path}: {name!r} cannot be the name of a folder; choose another name")
         if not (grid.categories and grid.seeds and grid.changes):
             raise RunError(f"{path} is empty: it needs at least one category, one seed and one change")
         return grid
@@ -138,10 +136,17 @@ def changed_settings(category: str, seed: int, *changes: Changes) -> ExperimentS
     resolution = 128
     for change in changes:
         resolution = change.get("resolution", resolution)
-    values = ExperimentSettings.for_category(category, resolution).to_json()
+    if type(resolution) is not int:
+        raise RunError(f"settings.resolution: expected a whole number, found {resolution!r}")
+    try:
+        values = ExperimentSettings.for_category(category, resolution).to_json()
+    except ValueError as error:
+        raise RunError(f"settings: {error}") from error
     for change in changes:
         if "model" in change and values["model"] is None:
             preset = change.get("preset", values["preset"])
+            if preset not in PRESETS:
+                raise RunError(f"settings.preset: {preset!r} is none of {', '.join(PRESETS)}")
             values["model"] = json.loads(json.dumps(asdict(PRESETS[preset])))
         values = _lay_over(values, change)
     values["fit"]["seed"] = seed
@@ -245,11 +250,19 @@ def sweep(
     threads = max(1, (os.cpu_count() or 1) // workers)
     # Forked children would inherit torch's thread pool in an unusable state.
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        futures: dict[Future, Job] = {pool.submit(run_job, job, threads): job for job in jobs}
-        return _collect(
-            jobs, ((futures[f], f.exception() or f.result()) for f in as_completed(futures)), report
-        )
+        futures: dict[Future, Job] = {pool.submit(_work, job, threads): job for job in jobs}
+        try:
+            return _collect(
+                jobs, ((futures[f], f.exception() or f.result()) for f in as_completed(futures)), report
+            )
+        except BaseException:
+            # Left to itself the pool would train all that is still waiting before it lets go.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
 
 
 def sweep_on_slurm(
@@ -293,6 +306,14 @@ def sweep_on_slurm(
     return _collect(jobs, outcomes(), report)
 
 
+def _work(job: Job, threads: int) -> dict[str, Any]:
+    """``run_job`` in a worker, which ends with a run that was told to stop instead of taking the next."""
+    try:
+        return run_job(job, threads)
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
 def _end_with_parent() -> None:
     """Have this process stop, with a checkpoint, once the sweep that started it is gone: killed, it cannot
     say so, and another sweep may want to go on with the same runs.
@@ -302,7 +323,9 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # one signal may come just when a training has ended and another has not begun
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -114,6 +114,8 @@ class FitSettings:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
 
@@ -199,7 +201,7 @@ def fit(
     FirstProcessFailed
         In the other processes, if the first one could not write or read.
     """
-    with _sole_writer(run_dir):
+    with sole_writer(run_dir):
         return _fit(model, draw, objective, settings, run_dir, progress, report)
 
 
@@ -256,6 +258,8 @@ def _fit(
             bar.update((state.step if settings.steps else min(state.seconds, bar.total)) - bar.n)
             if stopping and not state.finished():
                 raise Interrupted(f"stopped at step {state.step}; the same command goes on from there")
+    if not log:  # it was over before, and its log has been removed since
+        log.append(LogRow(state.step, state.seconds, math.nan, learning_rate(1.0, settings)))
     state.use_averaged_weights()
     model.eval()
     if checkpoints is not None:
@@ -691,14 +695,32 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _sole_writer(run_dir: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Hold a run folder against other trainings; the system lets go of it when the process ends, however."""
-    lock = None if run_dir is None else on_first(_lock, Path(run_dir))
+def sole_writer(run_dir: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Hold a run folder against other trainings; the system lets go of it when the process ends, however.
+
+    Within itself it does nothing more: who holds a folder may train in it. ``None`` is no folder to hold.
+
+    Raises
+    ------
+    CheckpointError
+        If another process holds it.
+    """
+    place = None if run_dir is None else Path(run_dir).resolve()
+    if place is None or place in _HELD:
+        yield
+        return
+    lock = on_first(_lock, place)
+    _HELD.add(place)
     try:
         yield
     finally:
+        _HELD.remove(place)
         if lock is not None and rank() == 0:
             os.close(lock)
+
+
+# Folders that this process holds: a second lock of its own would be refused like anybody's.
+_HELD: set[Path] = set()
 
 
 def _lock(run_dir: Path) -> int | None:

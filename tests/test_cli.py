@@ -206,6 +206,19 @@ def test_paths_come_from_standard_input(parts, run_of_parts, tmp_path):
     assert len((tmp_path / "found" / "scores.jsonl").read_text().splitlines()) == len(listed.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--resolution", "100"), 1, "--resolution must be a multiple of 8, got 100; try 96"),
+        (("--seed", "-1"), 2, "must not be negative"),
+    ],
+)
+def test_numbers_that_make_no_run_are_refused_and_leave_nothing(parts, tmp_path, options, code, said):
+    result = ssae("train", "--data", parts, "--steps", "1", *options, "--out", tmp_path / "run", check=code)
+    assert said in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
 MISUSE = {
     # what: (prepare the folder, command, exit code, words the message must have)
     "no such folder": (None, "train --data HERE/parst --out HERE/run", 1, ["parst", "does not exist"]),

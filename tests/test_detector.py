@@ -10,8 +10,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from ssae import detector as module
-from ssae.datasets import photo_tensor
-from ssae.detector import Detector
+from ssae.datasets import DataError, photo_tensor
+from ssae.detector import Detector, _tensor
 from ssae.experiment import RunError
 from ssae.export import export_run, lanczos
 
@@ -103,3 +103,27 @@ def test_onnx_gives_the_verdicts_of_the_run(detector, photographs, tmp_path):
     np.testing.assert_allclose(-score, detector.score_samples(photographs), atol=2e-3)
     assert np.array_equal(anomalous, score > -detector.offset_)
     assert float(session.get_modelmeta().custom_metadata_map["threshold"]) == -detector.offset_
+
+
+def test_an_open_image_is_read_as_its_file_is(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(path, exif=exif)
+    by_path, opened = (_tensor(what, 32) for what in (path, Image.open(path)))
+    assert torch.equal(by_path, opened)
+    assert not torch.equal(opened, _tensor(values, 32))
+
+
+def test_an_open_image_whose_values_would_be_guessed_at_is_refused():
+    deep = Image.fromarray(np.full((32, 32), 40_000, np.uint16))
+    glassy = Image.new("RGBA", (32, 32), (255, 0, 0, 128))
+    for image, said in ((deep, "more than 8 bits"), (glassy, "transparent")):
+        with pytest.raises(DataError, match=said):
+            _tensor(image, 32)
+
+
+def test_no_steps_are_not_the_default_number_of_steps(tmp_path):
+    with pytest.raises(ValueError, match="steps must be at least 1"):
+        Detector(steps=0, resolution=32).fit([np.zeros((32, 32, 3), np.uint8)] * 3)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +18,7 @@ from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, tr
 from ssae.models import ModelSettings
 from ssae.scoring import ScoringSettings, image_scores
 from ssae.textures import make_textures
-from ssae.training import FitSettings
+from ssae.training import CheckpointError, FitSettings
 
 MODEL = ModelSettings(
     channels=(8, 8), dilations=(1, 2), sdc_filters=4, sdc_layers=1, sdc_kernel=3, unshuffle=2
@@ -193,6 +195,100 @@ def test_rescored_is_as_if_it_had_always_been_scored_so(run_dir, data, tmp_path)
     assert json.loads((copy / "receipt.json").read_text()) == rescored
     assert load_run(copy).settings == load_run(anew).settings
     assert (copy / "calibration.json").read_text() == (anew / "calibration.json").read_text()
+
+
+def test_metrics_name_the_data_that_they_were_measured_on(run_dir, data, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    by_category = evaluate(copy, category="grass")
+    assert by_category["tested_on"]["category"] == "grass"
+    assert by_category["metrics"] == evaluate(copy, data=data, category="grass")["metrics"]
+    with pytest.raises(RunError, match="other data than its own"):
+        experiment.rescore(copy, ScoringSettings(kernel=1))
+    rescored = experiment.rescore(copy, small().scoring, category="grass")
+    assert rescored["metrics"] == by_category["metrics"]
+    assert rescored["tested_on"] == by_category["tested_on"]
+    own = evaluate(copy)
+    assert "tested_on" not in own
+    assert own["metrics"] != by_category["metrics"]
+
+
+def test_a_run_without_a_receipt_is_named_before_anything_is_measured(run_dir, data, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    (copy / "receipt.json").unlink()
+    monkeypatch.setattr(experiment, "measure", None)
+    for act in (lambda: evaluate(copy), lambda: experiment.rescore(copy, ScoringSettings())):
+        with pytest.raises(RunError, match="has no receipt"):
+            act()
+
+
+def test_other_images_under_the_same_names_are_noticed(data, tmp_path):
+    other = make_textures(tmp_path / "other", seed=1, train=8, test_good=3, per_defect=2)
+    train(small(), data, tmp_path / "run", torch.device("cpu"), progress=False)
+    (tmp_path / "run" / "receipt.json").unlink()
+    with pytest.raises(RunError, match="its images are others"):
+        train(small(), other, tmp_path / "run", torch.device("cpu"), progress=False)
+    # The same images at another place are the same run, which knows the new place from then on.
+    moved = shutil.copytree(data, tmp_path / "moved")
+    train(small(), moved, tmp_path / "run", torch.device("cpu"), progress=False)
+    assert load_run(tmp_path / "run").data == str(moved)
+    assert all(moved in path.parents for path in load_run(tmp_path / "run").held_out)
+
+
+def test_a_category_at_another_resolution_is_read_at_that_of_the_run(run_dir, data, tmp_path):
+    large = load_category(data, "brick", 64)
+    train(small(), large, tmp_path / "run", torch.device("cpu"), progress=False)
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == (
+        run_dir / "weights.safetensors"
+    ).read_bytes()
+    assert load_run(tmp_path / "run").calibration == load_run(run_dir).calibration
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(data, tmp_path):
+    pytest.importorskip("fcntl")
+    code = (
+        "import sys, time\nfrom ssae.training import sole_writer\n"
+        "with sole_writer(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(CheckpointError, match="another process is training"):
+            train(small(), data, tmp_path / "run", torch.device("cpu"), progress=False)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert not (tmp_path / "run" / "config.json").exists()
+    train(small(), data, tmp_path / "run", torch.device("cpu"), progress=False)
+
+
+def test_a_finished_run_whose_log_was_removed_is_finished_all_the_same(data, tmp_path):
+    settings = small(checkpoint_seconds=0.0)
+    expected = train(settings, data, tmp_path / "run", torch.device("cpu"), progress=False)
+    for name in ("log.csv", "receipt.json", "weights.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    again = train(settings, data, tmp_path / "run", torch.device("cpu"), progress=False)
+    assert again["train_steps"] == expected["train_steps"]
+    json.loads((tmp_path / "run" / "receipt.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("wrong", ['{"scores": [1, 2], "peaks": [1]}', '{"scores": [], "peaks": []}', "[]"])
+def test_a_damaged_calibration_is_named(run_dir, tmp_path, wrong):
+    copy = tmp_path / "copy"
+    shutil.copytree(run_dir, copy)
+    (copy / "calibration.json").write_text(wrong)
+    with pytest.raises(RunError, match="does not hold the scores"):
+        load_run(copy)
+
+
+def test_sizes_that_the_model_cannot_take_are_refused_with_some_that_it_can():
+    for change in ({"resolution": 100}, {"crop": 20}, {"crop": 2}):
+        with pytest.raises(ValueError, match=r"multiple of 8 for this model, got \d+; try \d+"):
+            replace(small(), **change)
+    assert {experiment.texture_settings(True, side)["crop"] % 16 for side in range(16, 300, 8)} == {0}
 
 
 def test_rescoring_that_fails_leaves_no_threshold_of_other_scores(run_dir, tmp_path, monkeypatch):

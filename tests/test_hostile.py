@@ -363,8 +363,9 @@ def receipt(**changes: Any) -> dict[str, Any]:
         (receipt(preset="a\\b"), "cannot be the name of a folder"),
         (receipt(dataset=""), "cannot be the name of a folder"),
         (receipt(data_sha256="` <script>"), "is no check sum"),
+        (receipt(rescored_commit="` <script>"), "is no check sum"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_a_hostile_receipt_is_named(tmp_path: Path, content: Any, message: str) -> None:
     path = tmp_path / "lite-128-seed0.json"

@@ -2,9 +2,15 @@
 
 import copy
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import ssae
 from ssae.receipts import (
     METRICS,
     REQUIRED,
@@ -105,15 +111,20 @@ def test_provenance_has_a_row_for_each_receipt():
     table = provenance_table([receipt(seed=0), receipt(seed=1)])
     assert table.count("`ccccccc`") == 2
     assert "1.5 min" in table
+    assert "heat maps" not in table
+    assert "| `ccccccc`, heat maps `ddddddd` |" in provenance_table(
+        [{**receipt(), "rescored_commit": "d" * 40}]
+    )
 
 
 def test_committed_receipts_are_whole(root):
-    receipts = read_receipts(root / "results" / "mvtec_ad") + read_receipts(root / "results" / "textures")
-    assert receipts
+    longer = read_receipts(root / "results" / "longer")
+    receipts = read_receipts(root / "results" / "mvtec_ad") + longer
+    assert longer
+    assert len(receipts) > len(longer)
     for value in receipts:
-        assert (root / "results" / receipt_path(value)).exists(), (
-            "a receipt lies at another path than it says"
-        )
+        folder = root / "results" / ("longer" if value in longer else "")
+        assert (folder / receipt_path(value)).exists(), "a receipt lies at another path than it says"
         assert value["metrics"].keys() >= METRICS.keys()
         assert len(value["data_sha256"]) == 64
         assert not value["code_commit"].endswith("-dirty"), "made from code that is in no commit"
@@ -128,3 +139,26 @@ def test_the_page_prints_the_committed_receipts(root, html):
     ]
     for cell in (cell.strip() for row in rows if row.startswith("|") for cell in row.strip("|").split("|")):
         assert cell in page
+
+
+def test_the_commit_is_that_of_the_package_and_of_no_repository_around_it(tmp_path):
+    package = Path(ssae.__file__).parent
+    shutil.copytree(package, tmp_path / "site" / "ssae", ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    (tmp_path / ".gitignore").write_text("site/\n")
+    for command in (["init", "-q"], ["add", ".gitignore"], ["commit", "-qm", "theirs"]):
+        subprocess.run([*git, *command], check=True)
+    code = "from ssae.receipts import code_commit; print(code_commit())"
+
+    def told():
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        return result.stdout.strip()
+
+    assert told() == "unknown"
+    for command in (["add", "--force", "site"], ["commit", "-qm", "ours"]):
+        subprocess.run([*git, *command], check=True)
+    assert len(told()) == 40

@@ -11,6 +11,7 @@ from test_cli import ssae
 
 from ssae import sweep as sweeps
 from ssae.experiment import ExperimentSettings, RunError
+from ssae.receipts import format_percent
 from ssae.sweep import (
     Grid,
     changed_settings,
@@ -216,7 +217,10 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("name", ["search", "parts"])
+GRIDS = ("search", "parts", "surfaces", "budget")
+
+
+@pytest.mark.parametrize("name", GRIDS)
 def test_committed_receipts_are_what_the_grid_says(root, name):
     folder = root / "results" / "ablations"
     wanted = {
@@ -236,8 +240,10 @@ def test_committed_receipts_are_what_the_grid_says(root, name):
 
 def test_the_page_prints_the_committed_receipts(root, html):
     page = (html / "13_ablations.html").read_text(encoding="utf8")
-    for name in ("search", "parts"):
-        results = read_sweep(root / "results" / "ablations" / name)
-        for change, receipt in results:
+    for name in GRIDS:
+        groups = {}
+        for change, receipt in read_sweep(root / "results" / "ablations" / name):
+            groups.setdefault((receipt["category"], change), []).append(receipt["metrics"]["pixel_auroc"])
+        for (_, change), values in groups.items():
             assert change in page
-            assert f"{100 * receipt['metrics']['pixel_auroc']:.1f}" in page
+            assert format_percent(values) in page
