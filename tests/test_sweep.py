@@ -1,9 +1,12 @@
 """Sweeps: which jobs a grid means, that finished ones are skipped and failed ones do not stop the rest."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -85,11 +88,17 @@ def test_a_change_of_the_model_starts_from_the_preset():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"seeds": [0]}, "needs the keys"),
-        ({**GRID, "more": 1}, "no others"),
+        ({"seeds": [0]}, "lacks 'categories'"),
+        ({**GRID, "more": 1}, "unknown key 'more'"),
+        ({**GRID, "base": 3}, "grid.base: expected an object"),
+        ({**GRID, "changes": {"a": 3}}, "grid.changes.a: expected an object"),
+        ({**GRID, "changes": ["a"]}, "grid.changes: expected an object"),
+        ({**GRID, "categories": "brick"}, "grid.categories: expected a list"),
+        ({**GRID, "categories": ["../outside"]}, "name of a folder"),
         ({**GRID, "categories": []}, "at least one category"),
         ({**GRID, "changes": {"../outside": {}}}, "name of a folder"),
-        ({**GRID, "seeds": 3}, "no grid"),
+        ({**GRID, "seeds": 3}, "grid.seeds: expected a list"),
+        ([], "expected an object"),
     ],
 )
 def test_a_wrong_grid_is_refused_by_name(tmp_path, wrong, said):
@@ -104,6 +113,24 @@ def test_an_unknown_setting_is_refused_before_anything_runs(data, tmp_path):
     grid = Grid(("brick",), (0,), BASE, {"good": {}, "typo": {"wieght": 0.5}})
     with pytest.raises(RunError, match="wieght"):
         jobs_of(grid, data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resolution": "big"}, "whole number"),
+        ({"preset": "nope", "model": {}}, "'nope' is none of lite, full"),
+        ({"resolution": 100}, "multiple of 8"),
+    ],
+)
+def test_a_setting_that_makes_no_run_is_refused_in_words(change, said, tmp_path):
+    with pytest.raises(RunError, match=said):
+        jobs_of(Grid(("brick",), (0,), {}, {"a": change}), "data", tmp_path)
+
+
+def test_a_negative_seed_is_refused_in_words(tmp_path):
+    with pytest.raises(RunError, match="seed must not be negative"):
+        jobs_of(Grid(("brick",), (-1,), {}, {"a": {}}), "data", tmp_path)
 
 
 @pytest.mark.slow
@@ -194,12 +221,65 @@ def test_workers_end_with_a_sweep_that_was_killed(data, tmp_path):
     job = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    workers = []
     try:
         wait_for(lambda: len(busy(out)) == 2)
+        workers = children(job.pid)
     finally:
         job.kill()
         job.wait()
-    wait_for(lambda: not busy(out))
+    assert len(workers) >= 2
+    # Not only out of the folders: a worker that ends one run must not take the next one.
+    wait_for(lambda: not any(map(alive, workers)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LOCKS.exists(), reason="only Linux lists the locks that are held")
+@pytest.mark.parametrize("everyone", [True, False])
+def test_an_interrupted_sweep_trains_nothing_more(data, tmp_path, everyone):
+    path, out = tmp_path / "grid.json", tmp_path / "runs"
+    base = {**BASE, "fit": {"steps": 10**6}}
+    path.write_text(json.dumps({**GRID, "seeds": list(range(5)), "base": base, "changes": {"long": {}}}))
+    command = [sys.executable, "-m", "ssae.cli", "sweep", path, "--data", data, "--out", out, "--jobs", "2"]
+    job = subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(busy(out)) == 2)
+        begun, workers = sorted(out.glob("*/*")), children(job.pid)
+        # Control-C goes to every process of a terminal, a script's signal to the one it names.
+        (os.killpg if everyone else os.kill)(job.pid, signal.SIGINT)
+        assert job.wait(timeout=120) == 130
+    finally:
+        job.kill()
+    wait_for(lambda: not any(map(alive, workers)))
+    assert sorted(out.glob("*/*")) == begun
+
+
+def children(pid):
+    """Processes that a process has started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if stat_of(folder.name)[1] == str(pid):
+                found.append(int(folder.name))
+    return found
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended may wait for a parent to take note."""
+    try:
+        return stat_of(pid)[0] != "Z"
+    except OSError:
+        return False
+
+
+def stat_of(pid):
+    """What the kernel says of a process, from its state and its parent on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def busy(out):
@@ -217,7 +297,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-GRIDS = ("search", "parts", "surfaces", "budget")
+GRIDS = ("search", "parts", "surfaces", "surfaces_long", "grid", "budget")
 
 
 @pytest.mark.parametrize("name", GRIDS)
