@@ -7,8 +7,9 @@ The other side is written anew from the description of its recipe (Zavrtanik et 
 image by image as a data loader does it: Perlin noise of random frequency, turned by a random angle and cut
 at one half, is the mask; a texture changed by three of ten random augmentations is blended into it. It is
 given every advantage: textures lie decoded in memory, noise and augmentations run in compiled NumPy and
-Pillow code, and no image is left without a defect on either side. Prints images a second and the ratio;
-writes them as JSON.
+Pillow code, and no image is left without a defect on either side. The cost of ours grows with the damaged
+area, and its default damages several times as many pixels, so it is timed a second time with blobs that
+damage about as many. Prints images a second and the ratios; writes them as JSON.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from ssae.objectives import Masked, masked_reconstruction
 
 Array = np.ndarray[Any, Any]
 RATIO_BAR, SHARE_BAR = 10.0, 0.15
+# Blobs with sides in this range damage about as many pixels as the other side does.
+SMALLER = (0.06, 0.4)
 
 
 # The recipe of the other side
@@ -127,7 +130,8 @@ def compare(batch: int, size: int, rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     textures = procedural_textures(64, size, generator)
     clean = torch.rand(batch, 3, size, size, generator=generator)
-    ours = PartialCorruption(CorruptionSettings(clean_share=0.0), textures)
+    default = PartialCorruption(CorruptionSettings(clean_share=0.0), textures)
+    smaller = PartialCorruption(CorruptionSettings(clean_share=0.0, side=SMALLER), textures)
     pictures = [Image.fromarray(a) for a in (255 * textures.permute(0, 2, 3, 1)).byte().numpy()]
     single = list(clean.permute(0, 2, 3, 1).contiguous().numpy())
 
@@ -141,17 +145,27 @@ def compare(batch: int, size: int, rounds: int) -> dict[str, Any]:
     def area(masks: Tensor) -> float:
         return (masks > 0).float().mean().item()
 
-    rates = images_per_second({"ssae": lambda: ours(clean, generator), "draem_style": theirs}, batch, rounds)
-    areas = {
-        "ssae": statistics.mean(area(ours(clean, generator)[1]) for _ in range(rounds)),
-        "draem_style": statistics.mean(area(theirs()[1]) for _ in range(2)),
+    sides = {
+        "ssae": lambda: default(clean, generator),
+        "ssae_smaller": lambda: smaller(clean, generator),
+        "draem_style": theirs,
     }
+    rates = images_per_second(sides, batch, rounds)
     result: dict[str, Any] = {
-        name: {"images_per_second": rates[name], "corrupted_area": areas[name]} for name in rates
+        name: {
+            "images_per_second": rates[name],
+            "corrupted_area": statistics.mean(area(corrupt()[1]) for _ in range(8)),
+        }
+        for name, corrupt in sides.items()
     }
-    own, other = (statistics.median(rates[name]) for name in ("ssae", "draem_style"))
-    result["ratio"] = own / other
-    print(f"ssae {own:.0f} images/s, DRAEM-style {other:.0f} images/s on one core: {own / other:.1f} times")
+    other = statistics.median(rates["draem_style"])
+    for name, key in (("ssae", "ratio"), ("ssae_smaller", "ratio_smaller")):
+        own = statistics.median(rates[name])
+        result[key] = own / other
+        print(
+            f"{name} {own:.0f} images/s, DRAEM-style {other:.0f}: {own / other:.1f} times, damaged "
+            f"{result[name]['corrupted_area']:.1%} and {result['draem_style']['corrupted_area']:.1%}"
+        )
     return result
 
 
@@ -202,7 +216,7 @@ def main() -> None:
         **result,
         "training_step": step,
         "bars": {"ratio": RATIO_BAR, "share": SHARE_BAR},
-        "met": {"ratio": result["ratio"] >= RATIO_BAR, "share": step["share"] < SHARE_BAR},
+        "met": {"ratio": result["ratio_smaller"] >= RATIO_BAR, "share": step["share"] < SHARE_BAR},
     }
     common.write(arguments.out, record, ("pillow",))
 
