@@ -58,7 +58,7 @@ from ssae.training import (
     FitSettings,
     LogRow,
     default_device,
-    fit,
+    fit_in_held,
     misfits,
     sole_writer,
     step_seed,
@@ -396,15 +396,16 @@ def learn(
 ) -> tuple[SDCAutoencoder, list[LogRow]]:
     """Train a new model on normal images ``(N, 3, H, W)``; the model, ready to be applied, and the log.
 
-    ``textures`` ``(T, 3, h, w)`` take the place of procedural ones.
+    ``textures`` ``(T, 3, h, w)`` take the place of procedural ones. Who names a ``run_dir`` holds it, see
+    :func:`ssae.training.sole_writer`.
     """
     model = settings.build_model().to(device)
-    log = fit(
+    log = fit_in_held(
+        run_dir,
         model,
         make_draw(images.to(device), settings),
         make_objective(settings, device, textures),
         settings.fit,
-        run_dir,
         progress,
         report,
     )

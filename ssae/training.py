@@ -202,18 +202,19 @@ def fit(
         In the other processes, if the first one could not write or read.
     """
     with sole_writer(run_dir):
-        return _fit(model, draw, objective, settings, run_dir, progress, report)
+        return fit_in_held(run_dir, model, draw, objective, settings, progress, report)
 
 
-def _fit(
+def fit_in_held(
+    run_dir: str | os.PathLike[str] | None,
     model: nn.Module,
     draw: Draw,
     objective: Objective,
     settings: FitSettings,
-    run_dir: str | os.PathLike[str] | None,
-    progress: bool,
-    report: Callable[[nn.Module, LogRow], None] | None,
+    progress: bool = True,
+    report: Callable[[nn.Module, LogRow], None] | None = None,
 ) -> list[LogRow]:
+    """:func:`fit` in a folder that the caller holds with :func:`sole_writer`."""
     model.train()
     state = TrainingState(model, settings)
     compiled: Any = torch.compile(model) if settings.compile else model
@@ -697,30 +698,19 @@ def _sync_folder(folder: Path) -> None:
 @contextmanager
 def sole_writer(run_dir: str | os.PathLike[str] | None) -> Iterator[None]:
     """Hold a run folder against other trainings; the system lets go of it when the process ends, however.
-
-    Within itself it does nothing more: who holds a folder may train in it. ``None`` is no folder to hold.
+    ``None`` is no folder to hold.
 
     Raises
     ------
     CheckpointError
-        If another process holds it.
+        If it is held already.
     """
-    place = None if run_dir is None else Path(run_dir).resolve()
-    if place is None or place in _HELD:
-        yield
-        return
-    lock = on_first(_lock, place)
-    _HELD.add(place)
+    lock = None if run_dir is None else on_first(_lock, Path(run_dir))
     try:
         yield
     finally:
-        _HELD.remove(place)
         if lock is not None and rank() == 0:
             os.close(lock)
-
-
-# Folders that this process holds: a second lock of its own would be refused like anybody's.
-_HELD: set[Path] = set()
 
 
 def _lock(run_dir: Path) -> int | None:

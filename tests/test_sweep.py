@@ -246,6 +246,8 @@ def test_an_interrupted_sweep_trains_nothing_more(data, tmp_path, everyone):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        # What a shell starts in the background is deaf to Control-C, and so are its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         wait_for(lambda: len(busy(out)) == 2)
