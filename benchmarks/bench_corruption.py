@@ -215,8 +215,12 @@ def main() -> None:
         "size": arguments.size,
         **result,
         "training_step": step,
-        "bars": {"ratio": RATIO_BAR, "share": SHARE_BAR},
-        "met": {"ratio": result["ratio_smaller"] >= RATIO_BAR, "share": step["share"] < SHARE_BAR},
+        "bars": {"ratio": RATIO_BAR, "ratio_smaller": RATIO_BAR, "share": SHARE_BAR},
+        "met": {
+            "ratio": result["ratio"] >= RATIO_BAR,
+            "ratio_smaller": result["ratio_smaller"] >= RATIO_BAR,
+            "share": step["share"] < SHARE_BAR,
+        },
     }
     common.write(arguments.out, record, ("pillow",))
 

@@ -335,10 +335,12 @@ def run_train(options: argparse.Namespace) -> int:
     from ssae.training import FitSettings
 
     where = device(options)
-    stride = preset_settings(options.preset).stride
-    if options.resolution is not None and options.resolution % stride:
-        near = max(1, round(options.resolution / stride)) * stride
-        raise RunError(f"--resolution must be a multiple of {stride}, got {options.resolution}; try {near}")
+    network = preset_settings(options.preset)
+    if options.resolution is not None and options.resolution % network.stride:
+        raise RunError(
+            f"--resolution must be a multiple of {network.stride}, got {options.resolution}; "
+            f"try {network.nearest_side(options.resolution)}"
+        )
     category = open_category(options.data, options.category, options.resolution or 128)
     if category.test_paths:
         settings = ExperimentSettings.for_category(category.name, category.resolution, preset=options.preset)

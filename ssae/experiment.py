@@ -173,7 +173,7 @@ class ExperimentSettings:
         stride = self.network.stride
         for name, side in (("resolution", self.resolution), ("crop", self.crop)):
             if side is not None and (side < stride or side % stride):
-                near = max(1, round(side / stride)) * stride
+                near = self.network.nearest_side(side)
                 raise ValueError(
                     f"{name} must be a multiple of {stride} for this model, got {side}; try {near}"
                 )

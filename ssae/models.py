@@ -86,6 +86,10 @@ class ModelSettings:
         """Image height and width must be multiples of this."""
         return self.unshuffle * 2 ** len(self.channels)
 
+    def nearest_side(self, side: int) -> int:
+        """The image side nearest to ``side`` that the model takes, in pixels."""
+        return max(1, round(side / self.stride)) * self.stride
+
 
 PRESETS: dict[str, ModelSettings] = {
     "lite": ModelSettings(
@@ -251,7 +255,7 @@ class SDCAutoencoder(nn.Module):
             raise ValueError(f"expected images (B, {channels}, H, W), got shape {tuple(images.shape)}")
         height, width = images.shape[-2:]
         if height % stride or width % stride:
-            near = [max(1, round(side / stride)) * stride for side in (height, width)]
+            near = [self.settings.nearest_side(side) for side in (height, width)]
             raise ValueError(
                 f"image height and width must be multiples of {stride}, got {height} x {width}; "
                 f"resize or crop to {near[0]} x {near[1]}"
