@@ -148,7 +148,9 @@ class ExperimentSettings:
     symmetry: str = "none"
     shift: float = 0.02
     crop: int | None = None
-    fit: FitSettings = field(default_factory=lambda: FitSettings(steps=4000, learning_rate=1e-2, ema=0.999))
+    fit: FitSettings = field(
+        default_factory=lambda: FitSettings(steps=4000, learning_rate=0.02, optimiser="muon", ema=0.999)
+    )
     corruption: CorruptionSettings = field(default_factory=CorruptionSettings)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)
     model: ModelSettings | None = None

@@ -78,7 +78,8 @@ def learn(
     model = autoencoder()
     objective = objective or Masked(corruption(), 0.2, noise=0.05)
     length = {} if "minutes" in settings else {"steps": STEPS}
-    fitting = FitSettings(**{**length, "ema": 0.9, "checkpoint_seconds": 0, **settings})
+    usual = {"ema": 0.9, "optimiser": "muon", "checkpoint_seconds": 0}
+    fitting = FitSettings(**{**length, **usual, **settings})
     log = fit(model, draw, objective, fitting, run_dir, progress=False)
     weights = torch.cat([value.flatten().double() for value in model.state_dict().values()])
     return [[row.step, row.loss, row.learning_rate, row.seconds] for row in log], weights.tolist()
@@ -307,8 +308,10 @@ def test_the_command_line_under_torchrun(small_data, tmp_path, capfd):
     there, here = (load_file(folder / "weights.safetensors") for folder in (both, alone))
     assert there.keys() == here.keys()
     for name, value in here.items():
-        # Adam moves a weight that has almost no gradient by the sign of a rounding error.
-        torch.testing.assert_close(there[name], value, rtol=0, atol=1e-3)
+        # Adam moves a weight that has almost no gradient by the sign of a rounding error; Muon takes a
+        # direction of almost no gradient as seriously as the others.
+        torch.testing.assert_close(there[name], value, rtol=0, atol=5e-3)
+        assert float((there[name].double() - value.double()).abs().mean()) < 1e-4
 
 
 @pytest.mark.slow

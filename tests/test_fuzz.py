@@ -224,7 +224,8 @@ def test_folders(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, 
 def test_checkpoints(place: Path, data: st.DataObject) -> None:
     state = TrainingState(small_model(), FitSettings(steps=3))
     state.model(torch.ones(2, 4)).sum().backward()
-    state.optimiser.step()
+    for optimiser in state.optimisers:
+        optimiser.step()
     write_checkpoint(place / "whole", state.copy(), state.settings)
     whole = (place / "whole").read_bytes()
     (place / "x").write_bytes(data.draw(damaged([whole, WEIGHTS])))

@@ -170,7 +170,8 @@ def checkpoint(tmp_path: Path, settings: FitSettings, change: Callable[[dict[str
     state = TrainingState(model(), settings)
     loss = state.model(torch.ones(2, 4)).sum()
     loss.backward()
-    state.optimiser.step()
+    for optimiser in state.optimisers:
+        optimiser.step()
     snapshot = state.copy()._replace(step=1)
     change(snapshot.tensors)
     path = tmp_path / "checkpoints" / "step-000000001.safetensors"

@@ -129,9 +129,10 @@ def test_one_seed_gives_bit_identical_weights_and_another_seed_others(ema):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 @pytest.mark.parametrize(("model", "draw"), [(model, draw), (convolutions, draw_images)])
-def test_a_run_that_died_goes_on_to_the_same_weights(tmp_path, ema, model, draw):
-    settings = FitSettings(steps=30, ema=ema, checkpoint_seconds=0)
+def test_a_run_that_died_goes_on_to_the_same_weights(tmp_path, ema, optimiser, model, draw):
+    settings = FitSettings(steps=30, ema=ema, optimiser=optimiser, checkpoint_seconds=0)
     whole = model()
     fit(whole, draw, Denoising(0.1), settings, progress=False)
 
@@ -184,6 +185,43 @@ def test_when_no_checkpoint_is_good_training_says_so_and_starts_anew(tmp_path, c
     fit(resumed, draw, Denoising(0.1), settings, tmp_path, progress=False)
     assert same(weights(whole), weights(resumed))
     assert "starting from the first step" in capsys.readouterr().err
+
+
+def test_each_parameter_has_one_optimiser_and_filters_have_muon():
+    net = convolutions()
+    state = training.TrainingState(net, FitSettings(steps=1, optimiser="muon"))
+    kinds = [type(owner).__name__ for owner in state.owners]
+    assert kinds == ["Muon" if p.ndim == 4 else "AdamW" for p in net.parameters()]
+    assert set(kinds) == {"Muon", "AdamW"}
+    # A perceptron has no filters, a stack of filters nothing else: no optimiser may be left empty.
+    for net in (model(), nn.Conv2d(3, 3, 3, bias=False)):
+        state = training.TrainingState(net, FitSettings(steps=1, optimiser="muon"))
+        assert len(state.optimisers) == 1
+
+
+def test_both_optimisers_follow_one_schedule():
+    net = convolutions()
+    before = weights(net)
+    state = training.TrainingState(net, FitSettings(steps=1, optimiser="muon"))
+    training.train_step(state, net, draw_images, Reconstruction(), 0.0)
+    assert same(before, weights(net))
+    training.train_step(state, net, draw_images, Reconstruction(), 1e-2)
+    assert not any(torch.equal(before[k], v) for k, v in weights(net).items())
+
+
+def test_a_checkpoint_of_one_optimiser_is_none_of_the_other(tmp_path):
+    settings, paths = FitSettings(steps=3), {}
+    for name in ("adamw", "muon"):
+        state = training.TrainingState(convolutions(), replace(settings, optimiser=name))
+        training.train_step(state, state.model, draw_images, Reconstruction(), 1e-2)
+        paths[name] = tmp_path / name
+        training.write_checkpoint(paths[name], state.copy(), state.settings)
+    tensors, header = training.read_checkpoint(paths["adamw"])
+    state = training.TrainingState(convolutions(), replace(settings, optimiser="muon"))
+    with pytest.raises(CheckpointError, match=r"optimiser\.0\.exp_avg' is unknown here"):
+        state.load(paths["adamw"], tensors, header)
+    with pytest.raises(ValueError, match="optimiser must be adamw or muon, got 'sgd'"):
+        FitSettings(steps=1, optimiser="sgd")
 
 
 def test_other_settings_or_another_model_do_not_resume(tmp_path):
