@@ -54,7 +54,7 @@ def prepare(way: str, batch: int, size: int) -> Callable[[], object]:
 
         return plain
     model.to(memory_format=torch.channels_last)
-    state = TrainingState(model, FitSettings(steps=10**6, ema=0.999))
+    state = TrainingState(model, FitSettings(steps=10**6, ema=0.999, optimiser="muon"))
     trained = torch.compile(model) if way == "compiled" else model
     return lambda: train_step(state, trained, lambda generator: clean, objective, 1e-4)
 

@@ -376,7 +376,8 @@ def _begun(
     """
     if (run_dir / "config.json").exists():
         config = read_config(run_dir)
-        if config["settings"] != settings.to_json():
+        # Compared as this version reads them: a setting that is newer than the run had its default then.
+        if ExperimentSettings.from_json(config["settings"]).to_json() != settings.to_json():
             raise RunError(f"{run_dir} holds a run with other settings; choose another folder or remove it")
         finished = (run_dir / "receipt.json").exists()
         return config, read_json(run_dir / "receipt.json") if finished else None

@@ -58,10 +58,6 @@ Draw = Callable[[torch.Generator], Tensor]
 T = TypeVar("T")
 LOGGER = logging.getLogger(__name__)
 
-# Below the usual 0.95: trainings of minutes have no time for a long memory. Chosen on drawn and pasted
-# defects (chapter 13).
-MUON_MOMENTUM = 0.8
-
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -81,7 +77,9 @@ class FitSettings:
         Learning rate at the end, as a share of the peak; between the two it falls along a cosine.
     optimiser
         ``"adamw"``, or ``"muon"``: :class:`ssae.muon.Muon` for the filters of convolutions, AdamW for the
-        rest.
+        rest. Each wants a learning rate of its own: of the two, Muon the higher.
+    momentum
+        Of Muon, in [0, 1). Less than the usual 0.95: trainings of minutes have no time for a long memory.
     weight_decay
         Decoupled weight decay.
     clip
@@ -106,6 +104,7 @@ class FitSettings:
     warmup: float = 0.05
     final_share: float = 0.01
     optimiser: Literal["adamw", "muon"] = "adamw"
+    momentum: float = 0.8
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.0
@@ -125,6 +124,8 @@ class FitSettings:
             raise ValueError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
         if self.optimiser not in ("adamw", "muon"):
             raise ValueError(f"optimiser must be adamw or muon, got {self.optimiser!r}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.ema < 1:
@@ -414,7 +415,7 @@ def build_optimisers(
         fused = others[0].device.type in ("cpu", "cuda")
         optimisers.append(torch.optim.AdamW(others, lr=rate, weight_decay=decay, fused=fused))
     if filters:
-        optimisers.append(Muon(filters, lr=rate, weight_decay=decay, momentum=MUON_MOMENTUM))
+        optimisers.append(Muon(filters, lr=rate, weight_decay=decay, momentum=settings.momentum))
     return optimisers
 
 
@@ -499,10 +500,15 @@ class TrainingState:
         for name, value in part("average.").items():
             self.average[name].copy_(value)
         for index, (parameter, owner) in enumerate(zip(self.parameters, self.owners, strict=True)):
-            # A fused optimiser walks through memory, so moments must lie there as their parameter does.
+            moments = part(f"optimiser.{index}.")
+            # A fused optimiser walks through memory, so moments must lie there as their parameter does. It
+            # counts its steps on the device.
+            fused = owner.param_groups[0].get("fused")
             moments = {
-                k: v.to(parameter.device) if k == "step" else torch.empty_like(parameter).copy_(v)
-                for k, v in part(f"optimiser.{index}.").items()
+                k: v.clone().to(parameter.device if fused else "cpu")
+                if k == "step"
+                else torch.empty_like(parameter).copy_(v)
+                for k, v in moments.items()
             }
             owner.state.pop(parameter, None)
             if moments:

@@ -105,6 +105,25 @@ def test_the_same_command_again_does_nothing_and_other_settings_are_refused(run_
         train(small(seed=1), data, run_dir, progress=False)
 
 
+def test_a_run_that_is_older_than_a_setting_had_its_default(run_dir, data, tmp_path):
+    old = shutil.copytree(run_dir, tmp_path / "old")
+    config = json.loads((old / "config.json").read_text())
+    del config["settings"]["fit"]["optimiser"], config["settings"]["fit"]["momentum"]
+    (old / "config.json").write_text(json.dumps(config))
+    before = (old / "weights.safetensors").stat().st_mtime_ns
+    assert train(small(), data, old, progress=False)["category"] == "brick"
+    assert (old / "weights.safetensors").stat().st_mtime_ns == before
+    # What was not there cannot have been chosen.
+    settings = small()
+    with pytest.raises(RunError, match="other settings"):
+        train(replace(settings, fit=replace(settings.fit, optimiser="muon")), data, old, progress=False)
+    # Neither finished nor far: the same call goes on.
+    for name in ("receipt.json", "weights.safetensors", "log.csv", "calibration.json"):
+        (old / name).unlink(missing_ok=True)
+    train(small(), data, old, progress=False)
+    assert (old / "weights.safetensors").read_bytes() == (run_dir / "weights.safetensors").read_bytes()
+
+
 def test_two_runs_with_one_seed_are_bit_identical(run_dir, data, tmp_path):
     train(small(), data, tmp_path / "again", torch.device("cpu"), progress=False)
     train(small(seed=1), data, tmp_path / "other", torch.device("cpu"), progress=False)

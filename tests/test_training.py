@@ -209,19 +209,58 @@ def test_both_optimisers_follow_one_schedule():
     assert not any(torch.equal(before[k], v) for k, v in weights(net).items())
 
 
-def test_a_checkpoint_of_one_optimiser_is_none_of_the_other(tmp_path):
-    settings, paths = FitSettings(steps=3), {}
-    for name in ("adamw", "muon"):
-        state = training.TrainingState(convolutions(), replace(settings, optimiser=name))
-        training.train_step(state, state.model, draw_images, Reconstruction(), 1e-2)
-        paths[name] = tmp_path / name
-        training.write_checkpoint(paths[name], state.copy(), state.settings)
-    tensors, header = training.read_checkpoint(paths["adamw"])
-    state = training.TrainingState(convolutions(), replace(settings, optimiser="muon"))
-    with pytest.raises(CheckpointError, match=r"optimiser\.0\.exp_avg' is unknown here"):
-        state.load(paths["adamw"], tensors, header)
+MUON_CHECKPOINTS = {
+    "of AdamW": (
+        lambda t: t.update({"optimiser.0.exp_avg": t.pop("optimiser.0.momentum_buffer")}),
+        r"optimiser\.0\.exp_avg' is unknown here",
+    ),
+    "moment too many": (
+        lambda t: t.update({"optimiser.0.exp_avg": t["optimiser.0.momentum_buffer"].clone()}),
+        r"optimiser\.0\.exp_avg' is unknown here",
+    ),
+    "other shape": (
+        lambda t: t.update({"optimiser.0.momentum_buffer": t["optimiser.0.momentum_buffer"][:2]}),
+        r"optimiser\.0\.momentum_buffer is float32 \(2, 3, 3, 3\)",
+    ),
+    "other type": (
+        lambda t: t.update({"optimiser.0.momentum_buffer": t["optimiser.0.momentum_buffer"].half()}),
+        r"optimiser\.0\.momentum_buffer is float16",
+    ),
+    "moment of a bias": (
+        lambda t: t.update({"optimiser.1.momentum_buffer": t["optimiser.1.exp_avg"].clone()}),
+        r"optimiser\.1\.momentum_buffer' is unknown here",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUON_CHECKPOINTS)
+def test_a_checkpoint_of_other_moments_is_refused(tmp_path, name):
+    change, message = MUON_CHECKPOINTS[name]
+    settings = FitSettings(steps=3, optimiser="muon")
+    state = training.TrainingState(convolutions(), settings)
+    training.train_step(state, state.model, draw_images, Reconstruction(), 1e-2)
+    snapshot = state.copy()
+    change(snapshot.tensors)
+    training.write_checkpoint(tmp_path / "x", snapshot, settings)
+    tensors, header = training.read_checkpoint(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=message):
+        training.TrainingState(convolutions(), settings).load(tmp_path / "x", tensors, header)
+
+
+def test_a_checkpoint_of_muon_is_none_of_adamw(tmp_path):
+    state = training.TrainingState(convolutions(), FitSettings(steps=3, optimiser="muon"))
+    training.train_step(state, state.model, draw_images, Reconstruction(), 1e-2)
+    training.write_checkpoint(tmp_path / "x", state.copy(), state.settings)
+    tensors, header = training.read_checkpoint(tmp_path / "x")
+    with pytest.raises(CheckpointError, match=r"optimiser\.0\.momentum_buffer' is unknown here"):
+        training.TrainingState(convolutions(), FitSettings(steps=3)).load(tmp_path / "x", tensors, header)
+
+
+def test_an_unknown_optimiser_or_momentum_is_refused():
     with pytest.raises(ValueError, match="optimiser must be adamw or muon, got 'sgd'"):
         FitSettings(steps=1, optimiser="sgd")
+    with pytest.raises(ValueError, match=r"momentum must lie in \[0, 1\), got 1"):
+        FitSettings(steps=1, momentum=1)
 
 
 def test_other_settings_or_another_model_do_not_resume(tmp_path):
