@@ -117,9 +117,10 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     matrices = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     gram = matrices @ matrices.mT
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    factor = identity.expand_as(gram)
+    first, factor = a * identity, identity.expand_as(gram)
     for _ in range(ITERATIONS):
-        polynomial = a * identity + b * gram + c * gram @ gram
+        # Fused, because the products are small and every call costs as much as one.
+        polynomial = torch.baddbmm(torch.add(first, gram, alpha=b), gram, gram, alpha=c)
         factor = polynomial @ factor
         gram = polynomial @ gram @ polynomial
     return factor @ matrices
