@@ -120,10 +120,10 @@ def test_provenance_has_a_row_for_each_receipt():
 def test_committed_receipts_are_whole(root):
     found = [
         (root / "results" / place, value)
-        for place in (".", "longer", "adamw")
+        for place in (".", "longer", "adamw", "longer_adamw")
         for value in read_receipts(root / "results" / place / "mvtec_ad")
     ]
-    assert {folder.name for folder, _ in found} == {"results", "longer", "adamw"}
+    assert {folder.name for folder, _ in found} == {"results", "longer", "adamw", "longer_adamw"}
     for folder, value in found:
         assert (folder / receipt_path(value)).exists(), "a receipt lies at another path than it says"
         assert value["metrics"].keys() >= METRICS.keys()
