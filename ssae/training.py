@@ -383,8 +383,13 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def has_convolutions(model: nn.Module) -> bool:
-    """Whether a parameter of the model is a stack of images' filters, ``(out, in, h, w)``."""
-    return any(p.ndim == 4 for p in model.parameters())
+    """Whether a parameter of the model is a stack of images' filters."""
+    return any(map(is_filters, model.parameters()))
+
+
+def is_filters(parameter: Tensor) -> bool:
+    """Whether a parameter is a stack of images' filters, four-dimensional as those of a convolution are."""
+    return parameter.ndim == 4
 
 
 def cpu_capabilities() -> dict[str, Any]:
@@ -406,8 +411,9 @@ def build_optimisers(
     parameters: Sequence[nn.Parameter], settings: FitSettings
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of ``parameters``, each of which belongs to one of them."""
-    filters = [p for p in parameters if settings.optimiser == "muon" and p.ndim == 4]
-    others = [p for p in parameters if settings.optimiser != "muon" or p.ndim != 4]
+    by_muon = [settings.optimiser == "muon" and is_filters(p) for p in parameters]
+    filters = [p for p, muon in zip(parameters, by_muon, strict=True) if muon]
+    others = [p for p, muon in zip(parameters, by_muon, strict=True) if not muon]
     rate, decay = settings.learning_rate, settings.weight_decay
     optimisers: list[torch.optim.Optimizer] = []
     if others:
@@ -432,10 +438,11 @@ class TrainingState:
             model.to(memory_format=torch.channels_last)
         self.settings = settings
         device = next(model.parameters()).device
-        self.parameters = list(model.parameters())
-        self.optimisers = build_optimisers(self.parameters, settings)
+        parameters = list(model.parameters())
+        self.optimisers = build_optimisers(parameters, settings)
         owners = {p: o for o in self.optimisers for group in o.param_groups for p in group["params"]}
-        self.owners = [owners[p] for p in self.parameters]
+        # In the model's order, by which a checkpoint numbers them.
+        self.owners = {p: owners[p] for p in parameters}
         self.generator = torch.Generator(device)
         self.step = 0
         self.seconds = 0.0
@@ -474,7 +481,7 @@ class TrainingState:
         """The state as it is now, safe from further steps; stays on its device."""
         named = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         named |= {f"average.{k}": v for k, v in self.average.items()}
-        for index, (parameter, owner) in enumerate(zip(self.parameters, self.owners, strict=True)):
+        for index, (parameter, owner) in enumerate(self.owners.items()):
             named |= {f"optimiser.{index}.{k}": v for k, v in owner.state.get(parameter, {}).items()}
         tensors = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in named.items()}
         return Snapshot(tensors, self.step, self.seconds)
@@ -499,7 +506,7 @@ class TrainingState:
         self.model.load_state_dict(part("model."))
         for name, value in part("average.").items():
             self.average[name].copy_(value)
-        for index, (parameter, owner) in enumerate(zip(self.parameters, self.owners, strict=True)):
+        for index, (parameter, owner) in enumerate(self.owners.items()):
             moments = part(f"optimiser.{index}.")
             # A fused optimiser walks through memory, so moments must lie there as their parameter does. It
             # counts its steps on the device.
@@ -520,7 +527,7 @@ class TrainingState:
         wanted: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         wanted |= {f"average.{k}": v for k, v in self.average.items()}
         # A parameter that has had no gradient yet has no entry; one that has had some has all of them.
-        for index, (parameter, owner) in enumerate(zip(self.parameters, self.owners, strict=True)):
+        for index, (parameter, owner) in enumerate(self.owners.items()):
             if isinstance(owner, Muon):
                 moments: dict[str, Tensor] = {f"optimiser.{index}.momentum_buffer": parameter}
             else:

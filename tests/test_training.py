@@ -190,7 +190,7 @@ def test_when_no_checkpoint_is_good_training_says_so_and_starts_anew(tmp_path, c
 def test_each_parameter_has_one_optimiser_and_filters_have_muon():
     net = convolutions()
     state = training.TrainingState(net, FitSettings(steps=1, optimiser="muon"))
-    kinds = [type(owner).__name__ for owner in state.owners]
+    kinds = [type(owner).__name__ for owner in state.owners.values()]
     assert kinds == ["Muon" if p.ndim == 4 else "AdamW" for p in net.parameters()]
     assert set(kinds) == {"Muon", "AdamW"}
     # A perceptron has no filters, a stack of filters nothing else: no optimiser may be left empty.
