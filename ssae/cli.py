@@ -215,9 +215,18 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print the receipt as JSON instead of a table")
     evaluate.set_defaults(run=run_evaluate)
 
+    decide = argparse.ArgumentParser(add_help=False)
+    decide.add_argument(
+        "--false-alarms",
+        type=share,
+        default=0.0,
+        metavar="P",
+        help="per cent of the held-out good photographs that may score above the threshold (default 0); more "
+        "finds fainter defects and raises more false alarms",
+    )
     predict = commands.add_parser(
         "predict",
-        parents=[where],
+        parents=[decide, where],
         help="score photographs, draw heat maps and masks, write a report",
         description="Score photographs with a finished run. Writes into DIR: heat_maps/ and masks/, one PNG "
         "for each photograph; scores.csv; scores.jsonl for programs; and report.html, to be opened in a "
@@ -233,14 +242,6 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--out", required=True, metavar="DIR", help="folder to write to")
     predict.add_argument(
-        "--false-alarms",
-        type=share,
-        default=0.0,
-        metavar="P",
-        help="per cent of the held-out good photographs that may score above the threshold (default 0); more "
-        "finds fainter defects and raises more false alarms",
-    )
-    predict.add_argument(
         "--maps",
         action="store_true",
         help="write raw heat maps too: float32 TIFF, as MVTec's evaluation reads",
@@ -249,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser(
         "export",
-        parents=[talk],
+        parents=[decide, talk],
         help="write a run as one ONNX file",
         description="Write a finished run as ONNX: photographs of any size go in, heat maps, scores and "
         "verdicts come out. Compared with torch before it is kept.",
@@ -436,10 +437,16 @@ def run_export(options: argparse.Namespace) -> int:
     """``ssae export``."""
     import torch
 
-    from ssae.experiment import load_run
+    from ssae.experiment import RunError, load_run
     from ssae.export import export_run
 
-    gap = export_run(load_run(options.run_dir, torch.device("cpu")), options.out)
+    run = load_run(options.run_dir, torch.device("cpu"))
+    try:
+        gap = export_run(run, options.out, options.false_alarms)
+    except ImportError as error:
+        raise RunError(f"an export needs {error.name}: pip install onnx onnxscript") from error
+    except ValueError as error:
+        raise RunError(str(error)) from error
     checked = "onnxruntime is not installed, so it was not run" if gap != gap else f"off torch by {gap:.1g}"
     print(f"{options.out}: {Path(options.out).stat().st_size / 1e6:.1f} MB, {checked}")
     return OK

@@ -489,11 +489,6 @@ def only_moved(affine: Tensor) -> Tensor:
     return torch.cat([torch.eye(2, device=affine.device).expand(len(affine), 2, 2), affine[:, :, 2:]], dim=2)
 
 
-def shuffled(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The batch in a random order: to each image another one (itself now and then, which is harmless)."""
-    return images[torch.randperm(len(images), generator=generator, device=generator.device)]
-
-
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
     """Uniform draws from [low, high) on the generator's device."""
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device)

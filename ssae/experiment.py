@@ -96,7 +96,7 @@ def texture_settings(texture: bool, resolution: int) -> dict[str, Any]:
     """The settings in which a texture, which looks alike everywhere, differs from a part."""
     if texture:
         # A multiple of 16 suits the models of either preset.
-        return {"crop": max(16, resolution // 32 * 16), "corruption": TEXTURE_CORRUPTION}
+        return {"crop": min(resolution, max(16, resolution // 32 * 16)), "corruption": TEXTURE_CORRUPTION}
     return {"crop": None, "corruption": CorruptionSettings()}
 
 
@@ -172,6 +172,12 @@ class ExperimentSettings:
     def __post_init__(self) -> None:
         if self.objective not in ("masked", "reconstruction", "denoising"):
             raise ValueError(f"objective must be masked, reconstruction or denoising, got {self.objective!r}")
+        if self.objective == "denoising" and not self.noise > 0:
+            raise ValueError("the denoising objective needs noise above 0 to take off")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight must lie in [0, 1], got {self.weight}")
+        if not self.noise >= 0:
+            raise ValueError(f"noise must not be negative, got {self.noise}")
         stride = self.network.stride
         for name, side in (("resolution", self.resolution), ("crop", self.crop)):
             if side is not None and (side < stride or side % stride):
@@ -179,6 +185,8 @@ class ExperimentSettings:
                 raise ValueError(
                     f"{name} must be a multiple of {stride} for this model, got {side}; try {near}"
                 )
+        if self.crop is not None and self.crop > self.resolution:
+            raise ValueError(f"crop must not exceed the resolution of {self.resolution}, got {self.crop}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, read back by :meth:`from_json`."""

@@ -26,8 +26,9 @@ import base64
 import copy
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -324,7 +325,8 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path | str, tolerance: 
     Raises
     ------
     ValueError
-        If the model is in training mode or the two differ by more than ``tolerance``.
+        If the model is in training mode or the two differ by more than ``tolerance``; nothing is left behind
+        then, and a file that was there before stays.
     """
     if model.training:
         raise ValueError("call model.eval() first: in training mode batch norm would depend on the batch")
@@ -343,19 +345,9 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path | str, tolerance: 
     )
     if program is None:
         raise ValueError("torch.onnx.export gave no program for this model")
-    program.optimize()
-    program.save(str(path), external_data=False)
-    try:
-        import onnxruntime
-    except ImportError:
-        return float("nan")
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (there,) = session.run(None, {"images": example.numpy()})
     with torch.no_grad():
-        gap = float(np.abs(np.asarray(there) - model(example).numpy()).max())
-    if gap > tolerance:
-        raise ValueError(f"{path}: ONNX and torch differ by {gap:.2g}, more than {tolerance:g}")
-    return gap
+        here = model(example)
+    return _save_checked(program, path, [({"images": example}, [here])], tolerance)
 
 
 # A run for use elsewhere
@@ -440,7 +432,8 @@ def export_run(run: Run, path: Path | str, rate: float = 0.0, tolerance: float =
     ImportError
         If onnxscript is not installed, which torch writes ONNX with.
     ValueError
-        If the two differ by more than ``tolerance``; nothing is left behind then.
+        If the two differ by more than ``tolerance``; nothing is left behind then, and a file that was there
+        before stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -480,21 +473,50 @@ def export_run(run: Run, path: Path | str, rate: float = 0.0, tolerance: float =
             "settings": json.dumps(run.settings.to_json()),
         }
     )
-    program.save(str(path), external_data=False)
+    examples = []
+    for batch in (photographs(2, side, side), photographs(1, 3 * side + 1, 2 * side - 7)):
+        with torch.no_grad():
+            heat, scores, _ = inspector(batch)
+        examples.append(({"photographs": batch}, [heat, scores]))
+    return _save_checked(program, path, examples, tolerance)
+
+
+def _save_checked(
+    program: torch.onnx.ONNXProgram,
+    path: Path,
+    examples: Sequence[tuple[dict[str, Tensor], Sequence[Tensor]]],
+    tolerance: float,
+) -> float:
+    """Write an ONNX program once onnxruntime gives what torch gave for some inputs: the first outputs, in
+    order. The largest difference, ``nan`` where onnxruntime is not installed.
+
+    Raises
+    ------
+    ValueError
+        If they differ by more than ``tolerance``; a file that was there before stays as it was.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        program.save(str(partial), external_data=False)
+        gap = _gap(partial, examples)
+        if gap > tolerance:
+            raise ValueError(f"{path}: ONNX and torch differ by {gap:.2g}, more than {tolerance:g}")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return gap
+
+
+def _gap(path: Path, examples: Sequence[tuple[dict[str, Tensor], Sequence[Tensor]]]) -> float:
     try:
         import onnxruntime
     except ImportError:
-        return float("nan")
+        return math.nan
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    gap = 0.0
-    for batch in (photographs(2, side, side), photographs(1, 3 * side + 1, 2 * side - 7)):
-        with torch.no_grad():
-            here = inspector(batch)[:2]
-        there = session.run(["heat_map", "score"], {"photographs": batch.numpy()})
-        gap = max(
-            gap, *(float(np.abs(a.numpy() - np.asarray(b)).max()) for a, b in zip(here, there, strict=True))
+    return max(
+        float(np.abs(here.numpy() - np.asarray(there)).max())
+        for inputs, expected in examples
+        for here, there in zip(
+            expected, session.run(None, {name: value.numpy() for name, value in inputs.items()}), strict=False
         )
-    if gap > tolerance:
-        path.unlink()
-        raise ValueError(f"{path}: ONNX and torch differ by {gap:.2g}, more than {tolerance:g}")
-    return gap
+    )

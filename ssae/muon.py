@@ -61,7 +61,14 @@ class Muon(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of weights, with settings of its own or those of the optimiser."""
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
+        try:
+            self._check(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @staticmethod
+    def _check(group: dict[str, Any]) -> None:
         if not group["lr"] >= 0 or not group["weight_decay"] >= 0 or not 0 <= group["momentum"] < 1:
             raise ValueError(
                 "lr and weight_decay must not be negative and momentum must lie in [0, 1), got "
@@ -109,7 +116,9 @@ def orthogonalised(matrices: Tensor) -> Tensor:
 
     The polynomial acts on singular values through products of a matrix with itself. All of them are taken on
     the small side: with ``G`` the Gram matrix ``M M^T``, ``a M + b M M^T M + c M M^T M M^T M = (a + b G + c
-    G^2) M``, and ``G`` turns into ``(a + b G + c G^2) G (a + b G + c G^2)``.
+    G^2) M``, and ``G`` turns into ``(a + b G + c G^2) G (a + b G + c G^2)``. Rounding makes some
+    eigenvalues of G that should be 0 negative, and with each iteration they would grow twelvefold; so G is
+    computed anew halfway.
     """
     if matrices.shape[1] > matrices.shape[2]:
         return orthogonalised(matrices.mT).mT
@@ -118,7 +127,10 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     gram = matrices @ matrices.mT
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     first, factor = a * identity, identity.expand_as(gram)
-    for _ in range(ITERATIONS):
+    for iteration in range(ITERATIONS):
+        if iteration == ITERATIONS // 2:
+            matrices = factor @ matrices
+            gram, factor = matrices @ matrices.mT, identity.expand_as(gram)
         # Fused, because the products are small and every call costs as much as one.
         polynomial = torch.baddbmm(torch.add(first, gram, alpha=b), gram, gram, alpha=c)
         factor = polynomial @ factor

@@ -18,6 +18,8 @@ from ssae.plotting import overlay, png
 from ssae.scoring import ScoringSettings, heat_map, image_scores
 from ssae.training import FitSettings, LogRow, write_atomically
 
+HEADER = "step,seconds,image_auroc,pixel_auroc"
+
 
 class Progress:
     """Measure drawn defects at a few points of a training; to be called with every row of its log.
@@ -59,18 +61,35 @@ class Progress:
         self.images = torch.cat([normal, defective])
         self.masks = torch.cat([torch.zeros_like(masks), masks])
         self.scoring, self.fit, self.folder = scoring, fit, folder
-        self.reached = 0.0
+        self.reached: float | None = None
+        self.rows: list[str] = []
 
     def __call__(self, model: nn.Module, row: LogRow) -> None:
         """Measure if one of the points was passed since the row before."""
-        if self.fit.steps is not None:
-            share = row.step / self.fit.steps
-        else:
-            assert self.fit.minutes is not None
-            share = row.seconds / (60 * self.fit.minutes)
-        before, self.reached = self.reached, share
-        if share < 1 and any(before < point <= share for point in self.POINTS):
+        if self.reached is None:
+            self.reached = self._resume(row.step)
+        before, self.reached = self.reached, self._share(row.step, row.seconds)
+        if self.reached < 1 and any(before < point <= self.reached for point in self.POINTS):
             self.measure(model, row)
+
+    def _share(self, step: int, seconds: float) -> float:
+        """Share of the training that is done."""
+        if self.fit.steps is not None:
+            return step / self.fit.steps
+        assert self.fit.minutes is not None
+        return seconds / (60 * self.fit.minutes)
+
+    def _resume(self, step: int) -> float:
+        """Take over what was measured up to a step, and not what came after the checkpoint that the training
+        goes on from; the share of the training that was done at the last of it.
+        """
+        path = self.folder / "scores.csv"
+        lines = path.read_text().splitlines()[1:] if path.exists() else []
+        self.rows = [line for line in lines if int(line.split(",")[0]) < step]
+        if not self.rows:
+            return 0.0
+        last, seconds, *_ = self.rows[-1].split(",")
+        return self._share(int(last), float(seconds))
 
     def measure(self, model: nn.Module, row: LogRow) -> dict[str, float]:
         """Image and pixel AUROC of the drawn defects, written down and drawn."""
@@ -84,13 +103,10 @@ class Progress:
         }
         name = f"step-{row.step:07d}.png"
         write_atomically(self.folder / name, png(self._sheet(repaired, heat)))
-        log = self.folder / "scores.csv"
-        if not log.exists():
-            log.write_text("step,seconds,image_auroc,pixel_auroc\n")
-        with open(log, "a") as file:
-            file.write(
-                f"{row.step},{row.seconds:.1f},{measured['image_auroc']:.4f},{measured['pixel_auroc']:.4f}\n"
-            )
+        self.rows.append(
+            f"{row.step},{row.seconds:.1f},{measured['image_auroc']:.4f},{measured['pixel_auroc']:.4f}"
+        )
+        write_atomically(self.folder / "scores.csv", "\n".join([HEADER, *self.rows, ""]).encode())
         tqdm.write(
             f"step {row.step}, {row.seconds / 60:.1f} min: of defects drawn on {len(self.images) // 2} "
             f"held-out images, image AUROC {measured['image_auroc']:.3f}, pixel AUROC "

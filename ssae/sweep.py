@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ class Grid:
                 raise RunError(f"{path}: {name!r} cannot be the name of a folder; choose another name")
         if not (grid.categories and grid.seeds and grid.changes):
             raise RunError(f"{path} is empty: it needs at least one category, one seed and one change")
+        for name, values in (("categories", grid.categories), ("seeds", grid.seeds)):
+            if len(set(values)) < len(values):
+                raise RunError(
+                    f"{path}: {name} names one of them twice; each run is trained and counted once"
+                )
         return grid
 
 
@@ -253,10 +259,18 @@ def sweep(
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         futures: dict[Future, Job] = {pool.submit(_work, job, threads): job for job in jobs}
+
+        def outcome(future: Future) -> tuple[Job, Any]:
+            error = future.exception()
+            if isinstance(error, BrokenProcessPool):  # takes all others with it, which have not failed
+                raise RunError(
+                    "a worker was killed, perhaps because memory ran out; the same command goes on with what "
+                    "is left, with fewer --jobs"
+                ) from error
+            return futures[future], error or future.result()
+
         try:
-            return _collect(
-                jobs, ((futures[f], f.exception() or f.result()) for f in as_completed(futures)), report
-            )
+            return _collect(jobs, map(outcome, as_completed(futures)), report)
         except BaseException:
             # Left to itself the pool would train all that is still waiting before it lets go.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -286,14 +300,17 @@ def sweep_on_slurm(
     Raises
     ------
     RunError
-        If submitit is not installed.
+        If submitit is not installed or takes none of this, for instance an unknown parameter.
     """
     try:
         import submitit
     except ImportError as error:
         raise RunError("a cluster needs submitit: pip install submitit") from error
-    executor = submitit.AutoExecutor(folder=Path(folder), cluster=cluster)
-    executor.update_parameters(**parameters)
+    try:
+        executor = submitit.AutoExecutor(folder=Path(folder), cluster=cluster)
+        executor.update_parameters(**parameters)
+    except (NameError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(f"the cluster refuses these jobs: {error}") from error
     submitted = executor.map_array(run_job, list(jobs))
 
     def outcomes() -> Iterator[tuple[Job, dict[str, Any] | BaseException]]:
@@ -384,7 +401,9 @@ def cluster_parameters(text: str) -> dict[str, Any]:
         If the text is none of that.
     """
     pairs = [part.partition("=") for part in text.split(",")]
-    wrong = [name for name, equals, value in pairs if not (name and equals and value)]
-    if wrong:
+    if not all(name and equals and value for name, equals, value in pairs):
         raise RunError(f"--slurm needs KEY=VALUE pairs separated by commas, got {text!r}")
+    # What is for the scheduler, not for this program's own parameters of the same call.
+    if own := {"jobs", "folder", "cluster", "report"} & {name for name, _, _ in pairs}:
+        raise RunError(f"--slurm takes parameters of submitit such as timeout_min=60, not {min(own)}")
     return {name: int(value) if value.isdigit() else value for name, _, value in pairs}

@@ -77,13 +77,14 @@ class FitSettings:
         Learning rate at the end, as a share of the peak; between the two it falls along a cosine.
     optimiser
         ``"adamw"``, or ``"muon"``: :class:`ssae.muon.Muon` for the filters of convolutions, AdamW for the
-        rest. Each wants a learning rate of its own: of the two, Muon the higher.
+        rest, both at the same ``learning_rate``, which should be higher than for AdamW alone. A model without
+        such filters is trained by AdamW alone.
     momentum
         Of Muon, in [0, 1). Less than the usual 0.95: trainings of minutes have no time for a long memory.
     weight_decay
         Decoupled weight decay.
     clip
-        Greatest gradient norm; larger gradients are scaled down to it.
+        Greatest gradient norm, above 0; larger gradients are scaled down to it.
     ema
         Decay of the exponential moving average of the weights that the run ends with; 0 for none.
     precision
@@ -126,6 +127,16 @@ class FitSettings:
             raise ValueError(f"optimiser must be adamw or muon, got {self.optimiser!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
+        for name, value in (("learning_rate", self.learning_rate), ("clip", self.clip)):
+            if not value > 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not (0 <= self.warmup < 1 and 0 <= self.final_share <= 1):
+            raise ValueError(
+                "warmup must lie in [0, 1) and final_share in [0, 1], got "
+                f"{self.warmup} and {self.final_share}"
+            )
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.ema < 1:
@@ -195,7 +206,8 @@ def fit(
     progress
         Whether to show a progress bar with loss and speed; it is shown on terminals only.
     report
-        Called with the model and each new row of the log, about once a second; leaves the model as it was.
+        Called with the model and each new row of the log, about once a second. The model then has the weights
+        it would end with; it is to be left as it was.
 
     Raises
     ------
@@ -267,7 +279,8 @@ def fit_in_held(
                         on_first(checkpoints.save, good)
                         saved = agree(time.monotonic())[0]
                 if report is not None:
-                    on_first(report, model, log[-1])
+                    with state.averaged_weights():
+                        on_first(report, model, log[-1])
             bar.update((state.step if settings.steps else min(state.seconds, bar.total)) - bar.n)
             if stopping and not state.finished():
                 raise Interrupted(f"stopped at step {state.step}; the same command goes on from there")
@@ -476,6 +489,16 @@ class TrainingState:
         """Put the average, if there is one, in the place of the weights."""
         if self.settings.ema:
             self.model.load_state_dict(self.average)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The model as it would be if training ended now; afterwards as it was."""
+        weights = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.use_averaged_weights()
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(weights)
 
     def copy(self) -> Snapshot:
         """The state as it is now, safe from further steps; stays on its device."""

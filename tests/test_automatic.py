@@ -108,3 +108,10 @@ def test_progress_is_measured_at_its_points_and_leaves_the_model_alone(tmp_path)
         assert sheet.size == (4 * 16, 4 * 16)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+    # Resumed from a checkpoint at step 12: what came after it is measured anew, what came before is not.
+    progress = Progress(normal, defective, masks, ScoringSettings(kernel=1), FitSettings(steps=100), tmp_path)
+    for step in (13, 19, 26, 33):
+        progress(model, LogRow(step, step / 10, 0.1, 1e-3))
+    with open(tmp_path / "scores.csv", newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [6, 13, 26, 33]

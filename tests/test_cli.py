@@ -343,3 +343,27 @@ def test_a_bad_file_among_good_ones_is_named_and_passed_over(parts, run_of_parts
     assert "lost.png" in result.stderr
     assert "1 photographs" in result.stdout
     assert "2 unreadable" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_run_is_exported_with_the_threshold_that_was_asked_for(run_of_parts, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    thresholds = []
+    for share in (0, 40):
+        path = tmp_path / f"{share}.onnx"
+        said = ssae("export", run_of_parts[0], "--out", path, "--false-alarms", share, check=0).stdout
+        assert str(path) in said
+        metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+        thresholds.append(float(metadata["threshold"]))
+    assert thresholds[1] < thresholds[0]
+
+
+def test_an_export_without_its_packages_says_which(run_of_parts, tmp_path):
+    (tmp_path / "onnxscript.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'onnxscript'\", name='onnxscript')\n"
+    )
+    out = tmp_path / "model.onnx"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    result = ssae("export", run_of_parts[0], "--out", out, check=1, PYTHONPATH=path)
+    assert "pip install onnx onnxscript" in result.stderr
+    assert not out.exists()

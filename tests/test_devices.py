@@ -109,7 +109,7 @@ def test_it_lets_pass_what_a_gpu_lets_pass(gpu):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"crop": 24}, {"objective": "reconstruction"}, {"objective": "denoising"}]
+    "changes", [{}, {"crop": 24}, {"objective": "reconstruction"}, {"objective": "denoising", "noise": 0.1}]
 )
 def test_a_gpu_trains_as_the_cpu_does(gpu, monkeypatch, changes):
     # A clock that hardly moves: one row in the log, however slow the machine is.

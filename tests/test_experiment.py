@@ -307,7 +307,25 @@ def test_sizes_that_the_model_cannot_take_are_refused_with_some_that_it_can():
     for change in ({"resolution": 100}, {"crop": 20}, {"crop": 2}):
         with pytest.raises(ValueError, match=r"multiple of 8 for this model, got \d+; try \d+"):
             replace(small(), **change)
-    assert {experiment.texture_settings(True, side)["crop"] % 16 for side in range(16, 300, 8)} == {0}
+    for side in range(16, 300, 8):
+        crop = experiment.texture_settings(True, side)["crop"]
+        assert crop % 16 == 0
+        assert crop <= side
+    assert experiment.texture_settings(True, 8)["crop"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"crop": 256}, "crop must not exceed the resolution"),
+        ({"objective": "denoising"}, "needs noise above 0"),
+        ({"noise": -0.1}, "noise must not be negative"),
+        ({"weight": 1.5}, r"weight must lie in \[0, 1\]"),
+    ],
+)
+def test_settings_that_would_train_something_else_are_refused(change, said):
+    with pytest.raises(ValueError, match=said):
+        replace(small(), **change)
 
 
 def test_rescoring_that_fails_leaves_no_threshold_of_other_scores(run_dir, tmp_path, monkeypatch):

@@ -95,6 +95,31 @@ def test_onnx_refuses_a_model_in_training_mode(tmp_path: Path) -> None:
         export_onnx(nn.Conv2d(1, 1, 1).train(), torch.rand(1, 1, 8, 8), tmp_path / "x.onnx")
 
 
+def tiny_run(scoring: ScoringSettings | None = None) -> Run:
+    """An untrained run of a very small model."""
+    model = ModelSettings(
+        channels=(4,), dilations=(1,), sdc_filters=4, sdc_layers=1, sdc_kernel=3, unshuffle=2
+    )
+    wanted = ExperimentSettings("part", resolution=48, model=model, scoring=scoring or ScoringSettings())
+    calibration = Calibration((0.1, 0.2), (0.1, 0.2))
+    return Run(wanted.build_model().eval(), wanted, "", torch.device("cpu"), calibration=calibration)
+
+
+@pytest.mark.slow
+def test_an_export_that_disagrees_leaves_the_one_before(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the one before")
+    for write in (
+        lambda: export_onnx(nn.Conv2d(1, 1, 1).eval(), torch.rand(2, 1, 8, 8), path, tolerance=-1.0),
+        lambda: export_run(tiny_run(), path, tolerance=-1.0),
+    ):
+        with pytest.raises(ValueError, match="differ by"):
+            write()
+        assert path.read_bytes() == b"the one before"
+        assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.slow
 def test_onnx_of_the_lite_model_fits_the_page(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
@@ -157,14 +182,8 @@ def test_javascript_agrees_with_torch_in_signal_repair(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_export_leaves_nothing_behind_that_later_heat_maps_would_meet(tmp_path: Path) -> None:
-    # Of a size and a filter that no other test uses, so that the export is the first to ask for them.
-    model = ModelSettings(
-        channels=(4,), dilations=(1,), sdc_filters=4, sdc_layers=1, sdc_kernel=3, unshuffle=2
-    )
-    scoring = ScoringSettings(kernel=9, passes=4)
-    wanted = ExperimentSettings("part", resolution=48, model=model, scoring=scoring)
-    calibration = Calibration((0.1, 0.2), (0.1, 0.2))
-    run = Run(wanted.build_model().eval(), wanted, "", torch.device("cpu"), calibration=calibration)
+    # A filter that no other test uses, so that the export is the first to ask for it.
+    run = tiny_run(ScoringSettings(kernel=9, passes=4))
     export_run(run, tmp_path / "run.onnx")
     heat = run.heat_maps(torch.rand(2, 3, 48, 48))
     assert type(heat) is torch.Tensor

@@ -103,6 +103,16 @@ def test_a_matrix_of_rank_one_and_one_of_nothing():
     assert torch.equal(weight.detach(), torch.ones(3, 4))
 
 
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_coarse_rounding_makes_no_step_long(rank):
+    # Products in bfloat16, or in TF32, leave eigenvalues of a Gram matrix below 0, which must not grow.
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(16, rank, generator=generator) @ torch.randn(rank, 108, generator=generator)
+    found = torch.linalg.svdvals(orthogonalised(matrix[None].bfloat16())[0].float())
+    assert float(found.max()) < 1.4
+    assert float(found[0]) > 0.6
+
+
 def test_groups_keep_their_own_rates_and_a_closure_is_called():
     slow, fast = (nn.Parameter(torch.zeros(3, 4)) for _ in range(2))
     optimiser = Muon([{"params": [slow], "lr": 0.01}, {"params": [fast]}], lr=0.1)
@@ -175,6 +185,7 @@ def test_vectors_are_refused_by_shape():
     optimiser = Muon([nn.Parameter(torch.zeros(5, 5))])
     with pytest.raises(ValueError, match="Muon takes matrices"):
         optimiser.add_param_group({"params": [nn.Parameter(torch.zeros(5))]})
+    assert len(optimiser.param_groups) == 1
 
 
 @pytest.mark.parametrize(

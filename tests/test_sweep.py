@@ -98,6 +98,8 @@ def test_a_change_of_the_model_starts_from_the_preset():
         ({**GRID, "categories": []}, "at least one category"),
         ({**GRID, "changes": {"../outside": {}}}, "name of a folder"),
         ({**GRID, "seeds": 3}, "grid.seeds: expected a list"),
+        ({**GRID, "seeds": [0, 1, 0]}, "seeds names one of them twice"),
+        ({**GRID, "categories": ["brick", "brick"]}, "categories names one of them twice"),
         ([], "expected an object"),
     ],
 )
@@ -200,6 +202,35 @@ def test_cluster_parameters_are_read_or_refused():
     }
     with pytest.raises(RunError, match="KEY=VALUE"):
         cluster_parameters("gpu")
+    with pytest.raises(RunError, match="not folder"):
+        cluster_parameters("timeout_min=5,folder=elsewhere")
+
+
+def test_a_parameter_that_no_cluster_knows_is_refused_in_words(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(RunError, match="partition"):
+        sweep_on_slurm([], tmp_path, cluster="local", partition="gpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LOCKS.exists(), reason="only Linux lists the locks that are held")
+def test_a_worker_that_was_killed_ends_the_sweep_and_fails_no_job(data, tmp_path):
+    path, out = tmp_path / "grid.json", tmp_path / "runs"
+    path.write_text(json.dumps({**GRID, "base": {**BASE, "fit": {"steps": 10**6}}, "changes": {"long": {}}}))
+    command = [sys.executable, "-m", "ssae.cli", "sweep", path, "--data", data, "--out", out, "--jobs", "2"]
+    job = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(lambda: len(busy(out)) == 2)
+        os.kill(min(busy(out).values()), signal.SIGKILL)
+        said, complaint = job.communicate(timeout=120)
+    finally:
+        job.kill()
+    assert job.returncode == 1
+    assert "a worker was killed" in complaint
+    assert "Traceback" not in complaint
+    assert "failed" not in said
 
 
 @pytest.mark.slow
@@ -285,11 +316,13 @@ def stat_of(pid):
 
 
 def busy(out):
-    """The run folders in which a process is training, by the kernel's list: to try a lock is to hold it."""
-    locked = {
-        line.split()[-3].rpartition(":")[2] for line in LOCKS.read_text().splitlines() if " FLOCK " in line
-    }
-    return [path.parent for path in out.glob("*/*/config.json") if str(path.parent.stat().st_ino) in locked]
+    """The run folders in which a process is training, each with that process, by the kernel's list: to try a
+    lock is to hold it.
+    """
+    rows = [line.split() for line in LOCKS.read_text().splitlines() if " FLOCK " in line]
+    holder = {row[-3].rpartition(":")[2]: int(row[-4]) for row in rows}
+    folders = [path.parent for path in out.glob("*/*/config.json")]
+    return {f: holder[inode] for f in folders if (inode := str(f.stat().st_ino)) in holder}
 
 
 def wait_for(condition, seconds=120):

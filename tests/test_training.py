@@ -413,11 +413,40 @@ def test_step_seeds_differ():
         {"minutes": -1},
         {"steps": 1, "ema": 1},
         {"steps": 1, "precision": "half"},
+        {"steps": 1, "clip": 0},
+        {"steps": 1, "learning_rate": 0},
+        {"steps": 1, "learning_rate": math.nan},
+        {"steps": 1, "weight_decay": -0.1},
+        {"steps": 1, "warmup": 1},
+        {"steps": 1, "final_share": 1.5},
+        {"steps": 1, "optimiser": "sgd"},
+        {"steps": 1, "seed": -1},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(values):
-    with pytest.raises(ValueError, match=r"steps|minutes|ema|precision"):
+    with pytest.raises(ValueError, match=["steps", *values][-1]):
         FitSettings(**values)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_report_sees_the_weights_that_the_run_would_end_with(monkeypatch, ema):
+    # Two seconds between any two looks at the clock: a row of the log, and a report, for every step.
+    ticks = iter(range(0, 10**6, 2))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(ticks))
+    settings = FitSettings(steps=8, learning_rate=0.05, ema=ema)
+    seen = {}
+
+    def look(net, row):
+        seen[row.step] = weights(net)
+
+    watched, alone = model(), model()
+    fit(watched, draw, Reconstruction(), settings, progress=False, report=look)
+    fit(alone, draw, Reconstruction(), settings, progress=False)
+    assert sorted(seen) == list(range(1, 9))
+    # What the last report saw is what was delivered, and looking changed nothing.
+    assert same(seen[8], weights(watched))
+    assert same(weights(alone), weights(watched))
+    assert not same(seen[4], seen[8])
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
