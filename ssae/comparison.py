@@ -25,6 +25,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from ssae.files import write_atomically
 from ssae.manifolds import HarmonicSignals
 from ssae.metrics import image_auroc, pixel_auroc
 from ssae.mlp import Ensemble, LinearAutoencoder, MLPAutoencoder, Residual
@@ -42,7 +43,7 @@ from ssae.objectives import (
 from ssae.projection import conservation, jacobian, principal_angles
 from ssae.receipts import code_commit, device_name, now, read_json, versions
 from ssae.signals import BlockCorruption, WindowCorruption
-from ssae.training import Draw, FitSettings, fit, write_atomically
+from ssae.training import Draw, FitSettings, fit
 
 Map = Callable[[Tensor], Tensor]
 

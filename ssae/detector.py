@@ -32,10 +32,11 @@ from ssae.experiment import (
     texture_settings,
     weights_of,
 )
+from ssae.files import write_atomically
 from ssae.inspection import Decision
 from ssae.receipts import RunError, write_json
 from ssae.scoring import Calibration, ScoringSettings, image_scores
-from ssae.training import default_device, write_atomically
+from ssae.training import default_device
 
 #: A folder of photographs, or photographs: files, 8-bit arrays ``(H, W)`` or ``(H, W, 3)``, Pillow images.
 Photographs: TypeAlias = (

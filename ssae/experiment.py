@@ -37,6 +37,7 @@ from ssae.datasets import (
     progress_over,
 )
 from ssae.distributed import on_first, own_device, require_divisible, require_same, world_size
+from ssae.files import write_atomically
 from ssae.models import ModelSettings, SDCAutoencoder, build, folded, preset_settings
 from ssae.objectives import Denoising, Masked, Objective, Reconstruction
 from ssae.progress import Progress
@@ -62,7 +63,6 @@ from ssae.training import (
     misfits,
     sole_writer,
     step_seed,
-    write_atomically,
 )
 
 LOGGER = logging.getLogger(__name__)

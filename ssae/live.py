@@ -1,7 +1,7 @@
 """Models behind the live figures, trained and written by a chapter's own cell.
 
 Each ``write_...`` function trains or takes the models of one live figure and writes its payload and its
-still picture through :mod:`ssae.export`. The pictures a reader without scripts sees are drawn from the same
+still picture through :mod:`ssae.payloads`. The pictures a reader without scripts sees are drawn from the same
 models that answer in the page.
 """
 
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from ssae.corruption import CorruptionSettings, PartialCorruption
 from ssae.datasets import load_category
 from ssae.experiment import Run, thresholds
-from ssae.export import LIVE_DIRECTORY, export_onnx, write_payload
+from ssae.export import export_onnx
 from ssae.manifolds import Circle, Ellipse, HarmonicSignals, Manifold, SineCurve
 from ssae.mlp import MLPAutoencoder
 from ssae.objectives import (
@@ -36,6 +36,7 @@ from ssae.objectives import (
     Reconstruction,
     ReconstructionContractive,
 )
+from ssae.payloads import LIVE_DIRECTORY, write_payload
 from ssae.plotting import HEAT, PALETTE
 from ssae.scoring import box_filter, difference_map
 from ssae.signals import WindowCorruption

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ssae import metrics
+from ssae.files import write_atomically
 from ssae.plotting import overlay, png
 from ssae.scoring import ScoringSettings, heat_map, image_scores
-from ssae.training import FitSettings, LogRow, write_atomically
+from ssae.training import FitSettings, LogRow
 
 HEADER = "step,seconds,image_auroc,pixel_auroc"
 

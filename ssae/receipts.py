@@ -19,8 +19,9 @@ import torch
 
 import ssae
 from ssae.datasets import Category
+from ssae.files import write_atomically
 from ssae.schema import SchemaError, checked
-from ssae.training import cpu_capabilities, write_atomically
+from ssae.training import cpu_capabilities
 
 # Numbers of images in the official split: normal training, normal test, defective test (Bergmann et al.,
 # 2019).

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ssae.training import write_atomically
+from ssae.files import write_atomically
 
 
 class Report:

@@ -32,7 +32,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -50,6 +50,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from ssae.distributed import DataParallelModel, agree, on_first, rank, world_size
+from ssae.files import write_atomically
 from ssae.muon import Muon
 from ssae.objectives import Objective
 from ssae.schema import SchemaError, checked, parse_json
@@ -719,42 +720,6 @@ def _digest(tensors: dict[str, Tensor], state: str) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment, also after a power cut, either the old or the whole new content is
-    there.
-
-    Raises
-    ------
-    OSError
-        If the disk is full or the folder cannot be written; ``filename`` is ``path``.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
-    LOGGER.info("wrote %s, %d bytes", path, len(content))
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the new name of a file on the disk too; Windows has no such call."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from ipywidgets import Widget, interact
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from ssae.export import FORMAT, VERSION, encode_array
 from ssae.live import SCENES, SIGNALS, BlindSpot, CorruptionBench, curve_points, save_strip
+from ssae.payloads import FORMAT, VERSION, encode_array
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -94,7 +94,7 @@ class LiveFigure(anywidget.AnyWidget):
     figure : str
         Name of the figure, a module of ``web/src``.
     payload : dict
-        What the figure reads, in the format of :mod:`ssae.export`; its ``models`` may be empty.
+        What the figure reads, in the format of :mod:`ssae.payloads`; its ``models`` may be empty.
     models : mapping of str to callable
         ``model(inputs) -> outputs`` by name, batches of float32 tensors.
     parts : mapping of str to (payload, models), optional

@@ -16,16 +16,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import nn
 
 from ssae.experiment import ExperimentSettings, Run
-from ssae.export import (
-    decode_array,
-    encode_array,
-    export_onnx,
-    export_run,
-    mlp_forward,
-    mlp_layers,
-    read_payload,
-    write_payload,
-)
+from ssae.export import export_onnx, export_run
 from ssae.live import (
     PLAYGROUND_OBJECTIVES,
     REPAIR_OBJECTIVES,
@@ -36,6 +27,14 @@ from ssae.live import (
 )
 from ssae.mlp import MLPAutoencoder
 from ssae.models import ModelSettings, build
+from ssae.payloads import (
+    decode_array,
+    encode_array,
+    mlp_forward,
+    mlp_layers,
+    read_payload,
+    write_payload,
+)
 from ssae.scoring import Calibration, ScoringSettings
 from ssae.training import FitSettings
 

@@ -31,9 +31,9 @@ from torch import nn
 from ssae import metrics
 from ssae.datasets import DataError, check, load_category, load_images, load_masks
 from ssae.experiment import ExperimentSettings, RunError, load_run, load_weights
-from ssae.export import read_payload, write_payload
 from ssae.metrics import MetricInputError
 from ssae.models import ModelSettings
+from ssae.payloads import read_payload, write_payload
 from ssae.receipts import provenance_table, read_receipts, results_table
 from ssae.training import (
     CheckpointError,

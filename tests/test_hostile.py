@@ -19,9 +19,9 @@ from test_receipts import receipt as any_receipt
 from torch import Tensor, nn
 
 from ssae.experiment import ExperimentSettings, RunError, load_weights
-from ssae.export import read_payload, write_payload
 from ssae.models import ModelSettings
 from ssae.objectives import Reconstruction
+from ssae.payloads import read_payload, write_payload
 from ssae.receipts import provenance_table, read_receipts, results_table
 from ssae.training import CheckpointError, FitSettings, TrainingState, fit, read_checkpoint, write_checkpoint
 

@@ -24,9 +24,9 @@ from PIL import Image
 from ssae import live, widgets
 from ssae.corruption import CorruptionSettings, procedural_textures
 from ssae.experiment import ExperimentSettings, Run
-from ssae.export import read_payload
 from ssae.metrics import au_pro, pixel_auroc
 from ssae.models import ModelSettings, build
+from ssae.payloads import read_payload
 from ssae.scoring import box_filter, heat_map, image_scores
 from ssae.textures import make_textures
 from ssae.training import FitSettings

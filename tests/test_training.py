@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ssae import training
+from ssae.files import write_atomically
 from ssae.models import PRESETS, build
 from ssae.objectives import Denoising, Reconstruction
 from ssae.training import (
@@ -24,7 +25,6 @@ from ssae.training import (
     read_log,
     replay,
     step_seed,
-    write_atomically,
 )
 
 

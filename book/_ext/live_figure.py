@@ -11,7 +11,7 @@
     ```
 
 The argument names a module in ``web/src``. ``:payload:`` names what a chapter's cell wrote with
-``ssae.export`` (the figure's own name unless told otherwise), ``:start: button`` keeps the page from
+``ssae.payloads`` (the figure's own name unless told otherwise), ``:start: button`` keeps the page from
 loading anything before the reader asks, and ``:label:`` is the text of that button. The page shows the
 payload's still picture until its module has drawn the first frame.
 

@@ -1,4 +1,4 @@
-// Forward pass of a multilayer perceptron; ssae.export.mlp_forward is the same arithmetic in NumPy.
+// Forward pass of a multilayer perceptron; ssae.payloads.mlp_forward is the same arithmetic in NumPy.
 
 const sigmoid = (x) => 0.5 * (1 + Math.tanh(0.5 * x));
 

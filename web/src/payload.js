@@ -1,4 +1,4 @@
-// Reads the payloads that ssae.export writes. See the docstring of ssae/export.py for the format.
+// Reads the payloads that ssae.payloads writes. See the docstring of ssae/payloads.py for the format.
 
 import { ACTIVATIONS } from "./mlp.js";
 
@@ -56,7 +56,7 @@ function decodeLayers(layers, where) {
   });
 }
 
-/** Check all of a payload, as ssae.export.read_payload does, and unpack its arrays and models. */
+/** Check all of a payload, as ssae.payloads.read_payload does, and unpack its arrays and models. */
 export function parsePayload(raw, name = "payload") {
   expect(isObject(raw), name, "an object");
   if (raw.format !== FORMAT || raw.version !== VERSION) {
