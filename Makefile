@@ -2,13 +2,14 @@
 # Needs python3 (3.10 or newer, with venv) and make; no Node, no GPU, no account, no data set.
 
 PYTHON ?= python3
+UV     ?= uv
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 PORT   ?= 8000
 NOTEBOOKS = _build/.notebooks
 NEWEST  = _build/newest
-NEWEST_TESTS = pytest pytest-timeout hypothesis pyaupro beautifulsoup4
+NEWEST_TESTS = pytest pytest-timeout hypothesis pyaupro beautifulsoup4 markdown-it-py nbformat
 
 # The chapters run inside book/, so a relative data folder has to be made absolute here.
 ifneq ($(strip $(SSAE_MVTEC_ROOT)),)
@@ -48,8 +49,10 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable .
 	@touch $@
 
+# A page with a warning would be taken as read the next time, and the warning be gone: so all are read again.
 book: $(NOTEBOOKS)
-	$(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . -W --keep-going
+	$(BIN)/jupyter-book build book --config _config.yml --toc "$(CURDIR)/_toc.yml" --path-output . -W --keep-going \
+	  || { rm -rf _build/.doctrees; exit 1; }
 
 notebooks: $(READY)
 	@PYTHONPATH=book/_ext $(BIN)/python -m ssae_book.notebooks
@@ -93,12 +96,12 @@ lint: $(READY)
 # Maintainers only. The header keeps the file free of machine-specific command lines.
 lock:
 	{ echo "# Every package of the book and its tests, pinned for Python 3.10 and newer. Made by: make lock"; \
-	  $(BIN)/uv pip compile pyproject.toml --extra book --extra test --universal --python-version 3.10 \
-	    --no-header --no-annotate --quiet; } > requirements.lock.new
+	  $(UV) pip compile pyproject.toml --extra book --extra test --universal --python-version 3.10 \
+	    --no-header --no-annotate --quiet; } > requirements.lock.new || { rm -f requirements.lock.new; exit 1; }
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf _build book/_build book/_generated .pytest_cache .mypy_cache .ruff_cache
+	rm -rf _build build book/_build book/_generated .pytest_cache .mypy_cache .ruff_cache
 
 distclean: clean
-	rm -rf $(VENV) ssae.egg-info
+	rm -rf $(VENV) ssae.egg-info web/node_modules .hypothesis

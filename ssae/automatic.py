@@ -58,17 +58,18 @@ def choose(
     """
     paths = category.train_paths
     step = max(1, -(-len(paths) // SAMPLE))
-    photos, sides = [], []
+    photos, sides, longest = [], [], 0
     for path in paths[::step]:
         photo = read_photo(path)
         sides.append(min(photo.size))
+        longest = max(longest, *photo.size)
         photos.append(photo_tensor(photo, SIDE))
     images = torch.stack(photos)
     reasons = []
 
     if resolution is None:
         resolution = max(SMALLEST_MODEL, min(SIDE_OF_MODEL, min(sides) // 16 * 16))
-        lost = max(2, round(2 * max(sides) / resolution))
+        lost = max(2, round(2 * longest / resolution))  # both sides are squeezed to the resolution
         reasons.append(
             f"resolution {resolution}: defects smaller than about {lost} pixels of your photographs are "
             "lost; a larger --resolution sees finer and takes longer"

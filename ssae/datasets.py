@@ -9,7 +9,8 @@ The layout (Bergmann et al., CVPR 2019), one folder a category::
 
 `load_category` reads it at any resolution, `check` lists every problem of a whole tree in one pass, and
 both judge a file with the same code: what `check` calls an error is what loading refuses, as a `DataError`
-that names the file, the fault and the mend.
+that names the file, the fault and the mend. (`check` alone finds
+copies that were saved anew, in other bytes.)
 
 Explained in chapters 12 and 14.
 """
@@ -52,16 +53,18 @@ __all__ = [
     "load_folder",
     "load_images",
     "load_masks",
+    "load_textures",
     "mvtec_root",
     "open_category",
     "photo_tensor",
     "read_photo",
     "tree_files",
     "unused_files",
+    "upright_photo",
 ]
 
 GOOD = "good"
-MAX_PIXELS = 100_000_000  # beyond any inspection camera; a header that claims more is taken for a bomb
+MAX_PIXELS = 100_000_000  # a header that claims more is taken for a bomb
 FEW_IMAGES = 10  # a smaller training set is pointed out
 SMALLEST = 16  # pixels a side; nothing smaller is a photograph
 
@@ -74,6 +77,9 @@ _FORMATS = {
     ".tiff": {"TIFF"},
     ".webp": {"WEBP"},
 }
+# The decoders that may look at a file, whatever its ending: others are not needed, and the one for PostScript
+# would start another program.
+_DECODERS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")
 _ENDINGS = ", ".join(_FORMATS)
 _IGNORED = {"thumbs.db", "desktop.ini", "license.txt", "readme.txt"}
 _MEANS_GOOD = {"good", "ok", "normal", "okay", "goods"}
@@ -337,14 +343,13 @@ class _Decoded:
 
 def _decode(data: bytes) -> _Decoded:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        # verify() compares the check sums of a PNG, which decoding alone does not; it uses the object up.
-        Image.open(io.BytesIO(data)).verify()
-        image: Image.Image = Image.open(io.BytesIO(data))
+        warnings.simplefilter("ignore")  # Pillow warns of bombs at a limit of its own, and refuses twice that
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_DECODERS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
-        return _normalised(image)
+        # verify() compares the check sums of a PNG, which decoding alone does not; it uses the object up.
+        image.verify()
+        return _normalised(Image.open(io.BytesIO(data), formats=_DECODERS))
 
 
 def _normalised(image: Image.Image) -> _Decoded:
@@ -498,7 +503,8 @@ def upright_photo(image: Image.Image) -> Image.Image:
     Raises
     ------
     DataError
-        If its values would have to be guessed at: 16 bits, transparency.
+        If its values would have to be guessed at: 16 bits, transparency. That a colour image had 16 bits can
+        only be told until Pillow has loaded its pixels, and cut them to 8; give the path where in doubt.
     """
     decoded = _normalised(image)
     name = Path(getattr(image, "filename", "") or "the image given")
@@ -545,7 +551,8 @@ def load_textures(folder: str | os.PathLike[str], size: int, count: int = 256) -
     files = list(tree_files(folder))
     if not files:
         raise DataError(_problem("empty", Path(folder), endings=_ENDINGS))
-    chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(min(count, len(files)))]
+    count = min(count, len(files))
+    chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
     textures = torch.empty(len(chosen), 3, size, size)
     for index, path in enumerate(progress_over(chosen, "textures")):
         textures[index] = photo_tensor(_middle(read_photo(path)), size)
@@ -1076,7 +1083,8 @@ def check(root: str | os.PathLike[str]) -> list[Problem]:
     Returns
     -------
     list of Problem
-        In the order of paths; empty when all is well. Errors are what loading would refuse.
+        In the order of paths; empty when all is well. Errors are what loading would refuse, and copies of an
+        image that were saved anew.
     """
     root = Path(root)
     problems = _missing_folder(root, "give the folder that holds the categories")

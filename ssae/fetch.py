@@ -17,7 +17,6 @@ import hashlib
 import http.client
 import os
 import shutil
-import ssl
 import stat
 import tarfile
 import time
@@ -26,6 +25,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from lzma import LZMAError
@@ -255,24 +255,32 @@ def _transfer(url: str, path: Path, limits: Limits) -> None:
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        with _OPENER.open(request, timeout=limits.timeout) as answer:
-            start, total = _extent(answer, have, url)
-            if max(total or 0, start) > limits.bytes:
-                raise FetchError(f"{url} is larger than {limits.bytes} bytes")
-            with open(path, "r+b" if start else "wb") as file:
-                file.seek(start)
-                _copy_answer(answer, file, start, total, url, limits)
+        with _network(url):
+            answer = _OPENER.open(request, timeout=limits.timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416 and have:
             return  # nothing beyond what is here; the sum will tell whether it is the file
         raise FetchError(f"{url}: the server answered {error.code} {error.reason}") from error
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        ssl.SSLError,
-        TimeoutError,
-        ConnectionError,
-    ) as error:
+    with answer:
+        start, total = _extent(answer, have, url)
+        if max(total or 0, start) > limits.bytes:
+            raise FetchError(f"{url} is larger than {limits.bytes} bytes")
+        with open(path, "r+b" if start else "wb") as file:
+            file.seek(start)
+            _copy_answer(answer, file, start, total, url, limits)
+
+
+@contextmanager
+def _network(url: str) -> Iterator[None]:
+    """Around what is done with the network, and nothing else: every error in it is a connection lost.
+
+    A route that is gone (``EHOSTUNREACH``) has no exception of its own that would tell it from a full disk.
+    """
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise  # an answer
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or str(error) or type(error).__name__
         raise _BrokeOff(f"{url}: {reason}") from error
 
@@ -298,8 +306,12 @@ def _copy_answer(
     done, mark, since = start, start, time.monotonic()
     bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=urlsplit(url).netloc, disable=None)
     with bar:
-        # read1 gives what is there, so that a slow server is noticed between two pieces.
-        while piece := answer.read1(CHUNK):  # type: ignore[attr-defined]
+        while True:
+            # read1 gives what is there, so that a slow server is noticed between two pieces.
+            with _network(url):
+                piece = answer.read1(CHUNK)  # type: ignore[attr-defined]
+            if not piece:
+                break
             file.write(piece)
             done += len(piece)
             bar.update(len(piece))
@@ -381,10 +393,11 @@ def unpack(archive: str | os.PathLike[str], folder: Path, limits: Limits | None 
     seen: dict[str, str] = {}
     total = 0
     try:
-        for member in _members(archive):
+        for count, member in enumerate(_members(archive), 1):
             _judge(archive, member, seen)
             total += member.size
-            if len(seen) > limits.files:
+            # A folder may be named again and again, and a file implies folders that are not named at all.
+            if max(count, len(seen)) > limits.files:
                 raise FetchError(f"{archive} holds more than {limits.files} files")
             if total > limits.bytes:
                 raise FetchError(f"{archive} unpacks to more than {limits.bytes} bytes")
@@ -403,6 +416,7 @@ def unpack(archive: str | os.PathLike[str], folder: Path, limits: Limits | None 
         NotImplementedError,
         RuntimeError,
         ValueError,
+        OverflowError,
         OSError,
     ) as error:
         # What gzip and bzip2 say of damaged data is an OSError too, but not one of the system's.
@@ -424,14 +438,59 @@ class _Member:
         return tuple(part for part in PurePosixPath(self.name).parts if part != ".")
 
 
+#: Members of a tar that only say more about the next one, or about all: ``tarfile`` holds them in memory.
+_EXTENDING = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_EXTENDING_BYTES = 1 << 20  # of the longest name that a system allows, several hundred times
+
+
+class _Entry(tarfile.TarInfo):
+    """Member of a tar that is refused before ``tarfile`` takes what belongs to its header into memory.
+
+    The two methods are the places that ``tarfile`` leaves to subclasses. Its public ``frombuf`` is none:
+    since Python 3.14 it is not called for the header that follows another.
+    """
+
+    def _proc_member(self, tarred: _Tar) -> tarfile.TarInfo:
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarred.refused("a sparse file")
+        extends = self.size if self.type in _EXTENDING else 0
+        tarred.extending += extends
+        # Of a negative number of bytes tarfile would read all that there are.
+        if extends < 0 or tarred.extending > _EXTENDING_BYTES:
+            raise tarred.refused(f"headers of more than {_EXTENDING_BYTES} bytes or a negative number")
+        # The call handles the next header as well, if this one extends it.
+        entry = super()._proc_member(tarred)  # type: ignore[misc]
+        if self.type != tarfile.XGLTYPE:
+            tarred.extending -= extends
+        return entry
+
+    def _proc_gnusparse_10(self, next: tarfile.TarInfo, headers: dict[str, str], tarred: _Tar) -> None:
+        raise tarred.refused("a sparse file")
+
+
+class _Tar(tarfile.TarFile):
+    tarinfo = _Entry
+    extending = 0  # bytes of the headers that are in memory now
+
+    def refused(self, what: str) -> FetchError:
+        return FetchError(f"{self.name!s} is refused: it has {what}")
+
+
 def _members(archive: Path) -> Iterator[_Member]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
                 yield _Member(info.filename, info.file_size, _kind_in_zip(info), partial(zipped.open, info))
         return
-    with tarfile.open(archive, "r:*") as tarred:
-        for entry in tarred:
+    with _Tar.open(archive, "r:*") as tarred:
+        while (entry := tarred.next()) is not None:
+            tarred.members.clear()  # or all headers there ever were stay in memory
             yield _Member(entry.name, entry.size, _kind_in_tar(entry), partial(_in_tar, tarred, entry))
         # tarfile takes a file that breaks off between two members for a whole one.
         tarred.fileobj.seek(tarred.offset)
@@ -461,21 +520,37 @@ def _kind_in_zip(info: zipfile.ZipInfo) -> str:
         return "link"
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "device or special file"
-    return "folder" if info.is_dir() else "file"
+    # is_dir() fails on an empty name.
+    return "folder" if info.filename.endswith("/") else "file"
+
+
+#: What common file systems allow in a part of a path; and half of what they allow in a path, which also has
+#: to hold the folder that is installed to.
+_PART_BYTES, _NAME_BYTES = 255, 2048
 
 
 def _judge(archive: Path, member: _Member, seen: dict[str, str]) -> None:
     def refuse(reason: str) -> FetchError:
-        return FetchError(f"{archive} is refused: its member {member.name!a} {reason}")
+        shown = ascii(member.name)
+        shown = shown if len(shown) <= 100 else shown[:100] + "..."
+        return FetchError(f"{archive} is refused: its member {shown} {reason}")
 
     if member.kind not in ("file", "folder"):
         raise refuse(f"is a {member.kind}")
-    if member.name.startswith("/") or "\\" in member.name or ":" in member.name.split("/")[0]:
+    if member.size < 0:
+        raise refuse("has a negative size")
+    # On Windows a colon makes a drive of any part of a path, or a hidden stream of a file.
+    if member.name.startswith("/") or "\\" in member.name or ":" in member.name:
         raise refuse("has an absolute path or one of another system")
     if ".." in member.parts:
         raise refuse("leads out of its folder")
     if not all(part.isprintable() for part in member.parts):
         raise refuse("has control characters in its name")
+    sizes = [len(part.encode()) for part in member.parts]
+    if max(sizes, default=0) > _PART_BYTES or sum(sizes) + len(sizes) > _NAME_BYTES:
+        raise refuse("has a name too long for a file system")
+    if member.kind == "file" and not sizes:
+        raise refuse("is a file without a name")
     # Some file systems ignore case: there, one of two such files would overwrite the other.
     parts = [part.casefold() for part in member.parts]
     for end in range(1, len(parts)):

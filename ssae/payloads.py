@@ -188,7 +188,7 @@ def _check_agreement(model: nn.Module, layers: list[dict[str, Any]], tolerance: 
     probe = torch.randn(100, width, generator=torch.Generator().manual_seed(0))
     there = model(probe.to(parameter.device, parameter.dtype)).double().cpu().numpy()
     gap = float(np.abs(there - mlp_forward(layers, probe.numpy())).max())
-    if gap > tolerance:
+    if not gap <= tolerance:
         raise ValueError(
             f"the exported layers differ from the model by {gap:.2g} (allowed {tolerance:g}): its "
             "forward pass is not its linear layers and activations in the order they were registered"

@@ -61,6 +61,10 @@ class WindowCorruption:
         _require_range("clean_share", (self.clean_share, 1), 0, 1)
         if not self.fills or not set(self.fills) <= set(get_args(Fill)):
             raise ValueError(f"fills is {self.fills}; choose among {', '.join(get_args(Fill))}")
+        if not 0 < self.smoothing < math.inf or not 0 <= self.scale < math.inf:
+            raise ValueError(
+                f"smoothing must be positive and scale not negative, got {self.smoothing} and {self.scale}"
+            )
 
     def __call__(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Corrupt a batch.

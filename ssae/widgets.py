@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ssae.live import SCENES, SIGNALS, BlindSpot, CorruptionBench, curve_points, save_strip
 from ssae.payloads import FORMAT, VERSION, encode_array
+from ssae.scoring import ScoringSettings
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -218,9 +219,7 @@ def paint_a_defect(
     images: Tensor,
     limit: float,
     image_limit: float,
-    kernel: int = 5,
-    passes: int = 3,
-    top_share: float = 0.01,
+    scoring: ScoringSettings | None = None,
 ) -> LiveFigure:
     """The figure in which one paints on an image, with a model and images of your own.
 
@@ -232,17 +231,20 @@ def paint_a_defect(
         Normal images to paint on, ``(N, 3, S, S)`` in [0, 1].
     limit, image_limit : float
         Largest pixel and image score of normal images, see ``ssae.experiment.thresholds``.
-    kernel, passes, top_share
-        As in ``ssae.scoring.ScoringSettings``.
+    scoring : ScoringSettings, optional
+        How the difference becomes a heat map, as when the limits were taken; for a run
+        ``run.settings.scoring``. The figure knows no other image score than ``"top"``.
     """
+    scoring = scoring or ScoringSettings()
     settings = {
         "texture": "own",
         "textures": {"own": "Own"},
         "model": "own",
         "side": images.shape[-1],
-        "kernel": kernel,
-        "passes": passes,
-        "top_share": top_share,
+        "kernel": scoring.kernel,
+        "passes": scoring.passes,
+        "top_share": scoring.top_share,
+        "root": scoring.root,
         "limit": limit,
         "image_limit": image_limit,
     }

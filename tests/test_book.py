@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -86,15 +87,60 @@ def test_notebook_has_no_directives_left(chapter):
     notebook = json.loads((ROOT / "book" / f"{chapter}.ipynb").read_text(encoding="utf8"))
     text = "\n".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "markdown")
     assert not re.search(r"^[`:]{3,}\{", text, re.MULTILINE)
-    assert not re.search(r"\{(?:cite|ref|numref|eq|prf:ref|doc|math)[:\w]*\}`", text)
+    assert not re.search(r"\{(?:cite|ref|numref|eq|prf:ref|doc|math|glue)[:\w]*\}`", text)
 
 
-def test_preparation_does_nothing_outside_colab():
+# What comes with a Colab, with the package's own dependencies, and what the first cell provides.
+AT_HAND = {"torch", "torchvision", "numpy", "scipy", "sklearn", "skimage", "matplotlib", "PIL", "safetensors"}
+AT_HAND |= {"tqdm", "ipywidgets", "anywidget", "IPython", "ssae", "myst_nb"}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_notebook_imports_nothing_that_a_colab_lacks(chapter):
+    notebook = json.loads((ROOT / "book" / f"{chapter}.ipynb").read_text(encoding="utf8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.split(".")[0] for name in names} <= AT_HAND | sys.stdlib_module_names
+
+
+def test_preparation_does_next_to_nothing_outside_colab(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "myst_nb", None)
     code = notebooks.SETUP.format(url="https://example.invalid/x")
-    namespace: dict = {}
-    before = os.getcwd()
-    exec(code, namespace)  # would fail at once if it tried to clone
-    assert os.getcwd() == before
+    before = os.getcwd(), list(sys.path)
+    exec(code, {})  # would fail at once if it tried to clone
+    assert (os.getcwd(), sys.path) == before
+    exec("from myst_nb import glue\nglue('answer', 42, display=False)", {})
+    assert capsys.readouterr().out == "answer: 42\n"
+
+
+@pytest.mark.slow
+def test_on_colab_the_package_lies_beside_its_receipts(tmp_path):
+    """Colab's packages lie far from the checkout. Its first cell clones and installs: both pretended here."""
+    installed, content = tmp_path / "dist-packages", tmp_path / "content"
+    shutil.copytree(ROOT / "ssae", installed / "ssae")
+    checkout = content / "ssae-book"
+    checkout.mkdir(parents=True)
+    for name in ("ssae", "results", "weights", "book", "benchmarks", "web"):
+        (checkout / name).symlink_to(ROOT / name)
+    setup = notebooks.SETUP.format(url="https://example.invalid/x").replace("/content", str(content))
+    notebook = json.loads((ROOT / "book" / "12_mvtec.ipynb").read_text(encoding="utf8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    reading = next(cell for cell in cells[1:] if "read_receipts" in cell)
+    script = tmp_path / "notebook.py"
+    script.write_text(
+        f"import subprocess, sys\nsys.path.insert(0, {str(installed)!r})\n"
+        "sys.modules['google.colab'] = object()\nsubprocess.run = lambda *_, **__: None\n"
+        f"{setup}\n{reading}\n"
+        f"assert receipts and ssae.__file__.startswith({str(content)!r})\n"
+        "from myst_nb import glue\nglue('found', len(receipts))\n"
+    )
+    done = subprocess.run([sys.executable, "-I", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^found: \d+$", done.stdout, re.MULTILINE)
 
 
 def test_a_fork_leads_to_itself(monkeypatch):

@@ -349,7 +349,7 @@ def test_a_bad_file_among_good_ones_is_named_and_passed_over(parts, run_of_parts
 def test_a_run_is_exported_with_the_threshold_that_was_asked_for(run_of_parts, tmp_path):
     onnx = pytest.importorskip("onnx")
     thresholds = []
-    for share in (0, 40):
+    for share in (0, 50):
         path = tmp_path / f"{share}.onnx"
         said = ssae("export", run_of_parts[0], "--out", path, "--false-alarms", share, check=0).stdout
         assert str(path) in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -106,6 +107,9 @@ def test_wrong_arguments_are_named() -> None:
         BlockCorruption(opacity=(0.5, 1.2))
     with pytest.raises(ValueError, match="choose among constant, white, smooth"):
         WindowCorruption(fills=("pink",))  # type: ignore[arg-type]
+    for wrong in ({"smoothing": 0.0}, {"scale": -0.1}, {"smoothing": math.nan}):
+        with pytest.raises(ValueError, match="smoothing must be positive and scale not negative"):
+            WindowCorruption(**wrong)
     with pytest.raises(ValueError, match="clean has length 10"):
         WindowCorruption()(torch.zeros(1, 10), generator())
     with pytest.raises(ValueError, match="square image of side 4"):

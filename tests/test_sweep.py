@@ -208,8 +208,8 @@ def test_cluster_parameters_are_read_or_refused():
 
 def test_a_parameter_that_no_cluster_knows_is_refused_in_words(tmp_path):
     pytest.importorskip("submitit")
-    with pytest.raises(RunError, match="partition"):
-        sweep_on_slurm([], tmp_path, cluster="local", partition="gpu")
+    with pytest.raises(RunError, match="nodes_of_gold"):
+        sweep_on_slurm([], tmp_path, cluster="local", nodes_of_gold=1)
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 // Corruption bench: the dials of the training corruption on real images, and what trained networks make of it. Chapter 9.
 
+import { chooser, once } from "./choices.js";
 import { blend, blobMask, fillOf } from "./corruption.js";
-import { announcer, button, checkbox, draggable, h, latest, readouts, select, slider } from "./frame.js";
+import { alarm, announcer, button, checkbox, draggable, h, latest, modified, readouts, select, slider } from "./frame.js";
 import { canvas, loadStrip, pictures, putImage } from "./images.js";
 import { steadyNoise, steadyUniform } from "./signals.js";
 
@@ -13,9 +14,9 @@ export async function mount(root, context) {
   const { side, count, elastic, upright } = settings;
   const strip = await loadStrip(context.file("images"), side);
   const [images, textures] = [strip.slice(0, count), strip.slice(count)];
-  const networks = new Map();
   const dials = { ...settings.dials, blobs: 1, opacity: 1 };
-  const state = { index: 0, fill: "texture", grey: false, network: "none", seed: settings.seed, draws: null };
+  const state = { index: 0, fill: "texture", grey: false, seed: settings.seed, draws: null };
+  let network = null;
   let filled = { key: null, fill: null };
 
   const left = canvas("The corrupted image. Drag the blob, or move it with the arrow keys; with Shift in larger steps.", side, {
@@ -32,8 +33,25 @@ export async function mount(root, context) {
     ["left", "Left of it by the network"],
     ["outside", "Network changes outside"],
   ]);
-  const note = h("p", { class: "lf-note cb-note" }, "Choose a network to see its repair.");
+  const note = h("p", { class: "lf-note cb-note" });
   const voice = announcer();
+  const trouble = alarm();
+  const partOf = once(async (key) => (key === "none" ? null : context.part(key)));
+  const choose = chooser({
+    load: (key) => {
+      note.textContent = "Loading the network …";
+      return partOf(key);
+    },
+    show: showNetwork,
+    back: (key) => {
+      choice.set(key);
+      describe(key);
+    },
+    trouble,
+    shown: "none",
+  });
+  const choice = select("Network (loads 13 MB)", [["none", "none"], ...Object.entries(settings.models)], "none", choose);
+  describe("none");
   const percent = (v) => `${Math.round(100 * v)} %`;
   const dial = (label, name, range, format = percent) =>
     slider(label, { ...range, value: dials[name], format, name }, (value) => {
@@ -70,7 +88,7 @@ export async function mount(root, context) {
             state.fill = key;
             update();
           }),
-          select("Network (loads 13 MB)", [["none", "none"], ...Object.entries(settings.models)], state.network, choose),
+          choice,
         ),
         checkbox("Texture or stain without colour", state.grey, (on) => {
           state.grey = on;
@@ -87,6 +105,7 @@ export async function mount(root, context) {
         ),
         cells,
         note,
+        trouble,
         voice,
       ),
     ),
@@ -127,6 +146,7 @@ export async function mount(root, context) {
     move([place(event.clientX, box.left, box.width), place(event.clientY, box.top, box.height)]);
   });
   left.addEventListener("keydown", (event) => {
+    if (modified(event)) return;
     const step = event.shiftKey ? 0.25 : 0.04;
     const by = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key];
     if (!by) return;
@@ -139,19 +159,14 @@ export async function mount(root, context) {
     update();
   }
 
-  async function choose(key) {
-    state.network = key;
-    if (key !== "none" && !networks.has(key)) {
-      note.textContent = "Loading the network …";
-      try {
-        networks.set(key, await context.part(key));
-      } catch (error) {
-        note.textContent = `This network could not be loaded: ${error.message}`;
-        return;
-      }
-    }
-    note.textContent = key === "none" ? "Choose a network to see its repair." : `Trained in this chapter: ${settings.models[key]}.`;
+  function showNetwork(key, part) {
+    network = part;
+    describe(key);
     update();
+  }
+
+  function describe(key) {
+    note.textContent = key === "none" ? "Choose a network to see its repair." : `Trained in this chapter: ${settings.models[key]}.`;
   }
 
   function corrupted() {
@@ -180,7 +195,7 @@ export async function mount(root, context) {
 
   const update = latest(async () => {
     const { image, fill, under, result } = corrupted();
-    const network = networks.get(state.network);
+    const current = network;
     putImage(left, result, side);
     putImage(mask, under, side);
     putImage(inside, fill, side);
@@ -188,14 +203,15 @@ export async function mount(root, context) {
     const damage = rms(result, image, under, (m) => m > 0.5);
     cells.show("area", `${(100 * area).toFixed(1)} %`);
     cells.show("damage", damage === null ? "–" : damage.toFixed(3));
-    if (!network) {
+    if (!current) {
       right.getContext("2d").clearRect(0, 0, side, side);
       cells.show("left", "–");
       cells.show("outside", "–");
       voice.say(`${(100 * area).toFixed(0)} percent of the image is under the mask.`);
       return;
     }
-    const repaired = await network.predict("model", result, [1, 3, side, side]);
+    const repaired = await current.predict("model", result, [1, 3, side, side]);
+    if (current !== network) return;
     putImage(right, repaired, side);
     const rest = rms(repaired, image, under, (m) => m > 0.5);
     const outside = rms(repaired, result, under, (m) => m === 0);

@@ -28,53 +28,50 @@ export function set(element, attributes) {
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
 }
 
-/** A row of radio buttons that looks like one switch. */
+/** A row of radio buttons that looks like one switch; returns the field with `.set(key)`. */
 export function segmented(legend, choices, value, onChange) {
   const group = freshId("choice");
-  return h(
+  const inputs = choices.map(([key]) =>
+    h("input", {
+      type: "radio",
+      name: group,
+      value: key,
+      checked: key === value,
+      onchange: () => onChange(key),
+    }),
+  );
+  const field = h(
     "fieldset",
     { class: "lf-segmented" },
     h("legend", {}, legend),
-    h(
-      "div",
-      { class: "lf-segments" },
-      ...choices.map(([key, label]) =>
-        h(
-          "label",
-          {},
-          h("input", {
-            type: "radio",
-            name: group,
-            value: key,
-            checked: key === value,
-            onchange: () => onChange(key),
-          }),
-          h("span", {}, label),
-        ),
-      ),
-    ),
+    h("div", { class: "lf-segments" }, ...choices.map(([, label], i) => h("label", {}, inputs[i], h("span", {}, label)))),
   );
+  field.set = (key) => {
+    for (const input of inputs) input.checked = input.value === key;
+  };
+  return field;
 }
 
-/** A labelled drop-down. */
+/** A labelled drop-down; returns the field with `.set(key)`. */
 export function select(label, choices, value, onChange) {
   const id = freshId("select");
-  return h(
-    "div",
-    { class: "lf-field" },
-    h("label", { for: id }, label),
-    h(
-      "select",
-      { id, onchange: (event) => onChange(event.target.value) },
-      ...choices.map(([key, text]) => h("option", { value: key, selected: key === value }, text)),
-    ),
+  const input = h(
+    "select",
+    { id, onchange: () => onChange(input.value) },
+    ...choices.map(([key, text]) => h("option", { value: key, selected: key === value }, text)),
   );
+  const field = h("div", { class: "lf-field" }, h("label", { for: id }, label), input);
+  field.set = (key) => {
+    input.value = key;
+  };
+  return field;
 }
 
 /** A labelled slider that shows its value; returns the field with `.set(value)`. */
 export function slider(label, { min, max, step, value, format = String, name = null }, onInput) {
   const id = freshId("slider");
-  const shown = h("output", { for: id, "data-readout": name }, format(value));
+  // An output is a live region by itself, and the slider has said its value already.
+  const shown = h("output", { for: id, "data-readout": name, "aria-live": "off" }, format(value));
   const input = h("input", {
     id,
     type: "range",
@@ -134,6 +131,12 @@ export function announcer(delay = 600) {
   };
   return region;
 }
+
+/** A line for what went wrong: seen and said at once, and without room while it is empty. */
+export const alarm = () => h("p", { class: "lf-trouble", role: "alert" });
+
+/** Whether a key is pressed for the browser or the notebook, as Alt + Left is to go back: figures leave it alone. */
+export const modified = ({ ctrlKey, metaKey, altKey }) => ctrlKey || metaKey || altKey;
 
 /**
  * Run `task` for the newest request only: while one answer is being computed, later requests replace each

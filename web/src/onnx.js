@@ -25,5 +25,12 @@ export function onnxPredict(modelUrl) {
     const copy = Float32Array.from(inputs);
     return ask({ inputs: copy, shape }, [copy.buffer]);
   };
-  return ask({ model: modelUrl.href }).then(() => predict);
+  return ask({ model: modelUrl.href }).then(
+    () => predict,
+    (error) => {
+      // Another try starts another worker.
+      worker.terminate();
+      throw error;
+    },
+  );
 }

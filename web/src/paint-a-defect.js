@@ -1,7 +1,8 @@
 // Paint a defect: a real texture under a brush, and what the trained network makes of it while painting.
 // Introduction and chapter 10.
 
-import { announcer, button, draggable, h, latest, segmented, select, slider } from "./frame.js";
+import { chooser, once } from "./choices.js";
+import { alarm, announcer, button, draggable, h, latest, modified, segmented, select, slider } from "./frame.js";
 import { boxFilter, heatMap, inferno, topMean } from "./heat.js";
 import { loadStrip, pictures, putImage } from "./images.js";
 import { steadyNoise } from "./signals.js";
@@ -12,7 +13,6 @@ const OUTLINE = [0.34, 0.71, 0.91];
 
 export async function mount(root, context) {
   const { payload } = context;
-  const parts = new Map([[payload.settings.texture, context]]);
   const textures = Object.entries(payload.settings.textures);
   const state = { texture: payload.settings.texture, tool: "dark", size: 7, threshold: 1, cursor: null, index: 0 };
   let scene = null;
@@ -37,6 +37,20 @@ export async function mount(root, context) {
     drawRight();
   });
 
+  const trouble = alarm();
+  const partOf = once(async (key) => (key === payload.settings.texture ? context : context.part(key)));
+  const choose = chooser({
+    // Should only the images fail, the network is there for the next try.
+    load: once(async (key) => {
+      const part = await partOf(key);
+      return { part, images: await loadStrip(part.file("images"), part.payload.settings.side) };
+    }),
+    show: showTexture,
+    back: (key) => choice.set(key),
+    trouble,
+  });
+  const choice = textures.length > 1 ? segmented("Texture", textures, state.texture, choose) : null;
+
   root.append(
     pictures(["Paint here", left], ["Repaired", middle], ["What it changed", right]),
     h(
@@ -45,7 +59,8 @@ export async function mount(root, context) {
       h(
         "div",
         { class: "lf-panel" },
-        textures.length > 1 ? segmented("Texture", textures, state.texture, choose) : null,
+        choice,
+        trouble,
         h(
           "div",
           { class: "lf-row" },
@@ -97,12 +112,9 @@ export async function mount(root, context) {
     return h("canvas", { class: "pd-canvas", role: "img", "aria-label": label, ...attributes });
   }
 
-  async function choose(key) {
-    if (!parts.has(key)) parts.set(key, await context.part(key));
-    const part = parts.get(key);
+  async function showTexture(key, { part, images }) {
     const { settings } = part.payload;
     const { side } = settings;
-    const images = await loadStrip(part.file("images"), side);
     state.texture = key;
     scene = { side, settings, images, predict: part.predict, answer: null };
     state.index = 0;
@@ -174,6 +186,7 @@ export async function mount(root, context) {
   }
 
   left.addEventListener("keydown", (event) => {
+    if (modified(event)) return;
     const step = event.shiftKey ? 10 : 2;
     const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
     if (event.key === " " || event.key === "Enter") brush([state.cursor]);
@@ -192,11 +205,14 @@ export async function mount(root, context) {
 
   const answer = latest(async () => {
     const current = scene;
-    const { side, settings } = current;
+    const { side, settings, painted } = current;
+    // The reader goes on painting while the network works: the answer is to what was there when it was asked.
+    const seen = Float32Array.from(painted);
     const begin = performance.now();
-    const repaired = await current.predict(settings.model, current.painted, [1, 3, side, side]);
-    if (current !== scene) return;
-    const heat = heatMap(current.painted, repaired, side, settings);
+    const repaired = await current.predict(settings.model, seen, [1, 3, side, side]);
+    // Another texture, or the next photograph.
+    if (current !== scene || painted !== current.painted) return;
+    const heat = heatMap(seen, repaired, side, settings);
     current.answer = { repaired, heat, milliseconds: performance.now() - begin };
     drawRight();
     // Let the browser paint before the next answer.

@@ -2,7 +2,8 @@
 // autoencoder send it. Chapters 1 to 5. With the option "budget" (chapter 5) the point is a normal sample whose second
 // coordinate a defect has changed, and each map is charged for what it changes.
 
-import { announcer, button, draggable, fixed, h, latest, segmented, select, set, slider, svg } from "./frame.js";
+import { chooser, once } from "./choices.js";
+import { alarm, announcer, button, draggable, fixed, h, latest, modified, segmented, select, set, slider, svg } from "./frame.js";
 import { crossings, nearestOnCurve } from "./geometry.js";
 
 const METHODS = {
@@ -23,7 +24,6 @@ const GRID = 21;
 export async function mount(root, context) {
   const { options } = context;
   const manifolds = Object.entries(context.payload.settings.manifolds);
-  const parts = new Map([[context.payload.settings.manifold, context]]);
   const shown = options.methods ?? ["exact", ...Object.keys(context.payload.models)];
   const state = {
     manifold: options.manifold ?? context.payload.settings.manifold,
@@ -130,12 +130,19 @@ export async function mount(root, context) {
   const position = h("dd", { "data-readout": "position" }, "–");
   const energy = h("dd", { "data-readout": "energy" }, "–");
   const voice = announcer();
+  const trouble = alarm();
+  const choose = chooser({
+    load: once(async (key) => (key === context.payload.settings.manifold ? context : context.part(key))),
+    show: showManifold,
+    back: (key) => choice.set(key),
+    trouble,
+  });
+  const choice = manifolds.length > 1 && !options.manifold ? segmented("Manifold", manifolds, state.manifold, choose) : null;
   const panel = h(
     "div",
     { class: "lf-panel" },
-    manifolds.length > 1 && !options.manifold
-      ? segmented("Manifold", manifolds, state.manifold, choose)
-      : null,
+    choice,
+    trouble,
     h(
       "dl",
       { class: "lf-readouts" },
@@ -166,9 +173,7 @@ export async function mount(root, context) {
   );
   root.append(h("div", { class: "lf-split" }, plot, panel));
 
-  async function choose(key) {
-    if (!parts.has(key)) parts.set(key, await context.part(key));
-    const part = parts.get(key);
+  async function showManifold(key, part) {
     state.manifold = key;
     scene = {
       extent: part.payload.settings.extent,
@@ -191,6 +196,7 @@ export async function mount(root, context) {
   }
 
   function onKey(event) {
+    if (modified(event)) return;
     const step = (event.shiftKey ? 10 : 1) * 0.02 * extent();
     const move = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step], Home: null }[event.key];
     if (move === undefined) return;

@@ -1,7 +1,8 @@
 // Signal repair: paint a defect into a signal of 64 values and see what each autoencoder makes of it.
 // Chapters 6 and 7.
 
-import { announcer, button, draggable, fixed, h, latest, select, set, slider, svg } from "./frame.js";
+import { chooser, once } from "./choices.js";
+import { alarm, announcer, button, draggable, fixed, h, latest, modified, select, set, slider, svg } from "./frame.js";
 import { nearestPhase, signalAt, steadyNoise } from "./signals.js";
 
 const WIDTH = 640;
@@ -22,7 +23,7 @@ export async function mount(root, context) {
     painted: new Map(),
     cursor: Math.round(n / 3),
   };
-  const parts = new Map([[settings.model, context]]);
+  let part = null;
   const grain = steadyNoise(n, 7);
   const burst = steadyNoise(n, 11);
 
@@ -128,6 +129,14 @@ export async function mount(root, context) {
   const share = h("dd", { "data-readout": "share" }, "–");
   const size = h("dd", { "data-readout": "painted" }, "–");
   const voice = announcer();
+  const trouble = alarm();
+  const choose = chooser({
+    load: once(async (key) => (key === settings.model ? context : context.part(key))),
+    show: showModel,
+    back: (key) => choice.set(key),
+    trouble,
+  });
+  const choice = shown.length > 1 ? select("Model", shown.map((key) => [key, settings.models[key]]), state.model, choose) : null;
   root.append(
     h(
       "div",
@@ -150,9 +159,8 @@ export async function mount(root, context) {
       h(
         "div",
         { class: "lf-panel" },
-        shown.length > 1
-          ? select("Model", shown.map((key) => [key, settings.models[key]]), state.model, choose)
-          : null,
+        choice,
+        trouble,
         h(
           "div",
           { class: "lf-row" },
@@ -189,9 +197,9 @@ export async function mount(root, context) {
     ),
   );
 
-  async function choose(key) {
-    if (!parts.has(key)) parts.set(key, await context.part(key));
+  async function showModel(key, loaded) {
     state.model = key;
+    part = loaded;
     await update();
   }
 
@@ -203,6 +211,7 @@ export async function mount(root, context) {
   }
 
   function onKey(event) {
+    if (modified(event)) return;
     // Noise comes on top of what is painted.
     const value = () => state.painted.get(state.cursor) ?? signalAt(shape, state.phase)[state.cursor];
     const step = (event.shiftKey ? 4 : 1) * 0.1;
@@ -245,8 +254,9 @@ export async function mount(root, context) {
     });
 
     // What is painted shows at once; the model may take its time, when a kernel answers.
-    const { predict } = parts.get(state.model);
-    const output = await predict(state.model, Float32Array.from(seen), [1, n]);
+    const current = part;
+    const output = await current.predict(state.model, Float32Array.from(seen), [1, n]);
+    if (current !== part) return;
     const projected = signalAt(shape, nearestPhase(shape, seen));
     set(repaired, { d: path(output) });
     set(exact, { d: path(projected) });

@@ -1,6 +1,6 @@
 // Host of the live figures in Jupyter, VS Code and Colab: an anywidget, answered by the kernel's own model.
 
-import { h } from "./frame.js";
+import { h, modified } from "./frame.js";
 import { parsePayload } from "./payload.js";
 
 // After so many milliseconds without an answer the figure says what it waits for.
@@ -75,7 +75,7 @@ export function widgetFor(mount) {
 
 /** Plain keys are the figure's, not the notebook's: in JupyterLab "d d" would delete the cell around it. */
 function keep(event) {
-  if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
+  if (!modified(event)) event.stopPropagation();
 }
 
 /** Kernel buffers arrive as DataViews that need not be aligned. */

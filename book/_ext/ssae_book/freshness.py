@@ -137,6 +137,8 @@ def _drop_stale(app: Sphinx, env: BuildEnvironment, added: set, changed: set, re
         known = json.loads(store.read_text(encoding="utf8"))
     except (OSError, ValueError):
         known = {}
+    if not (Path(app.srcdir) / "_generated" / "live").is_dir():
+        known = {}  # what cells wrote beside their outputs is gone, and only running them brings it back
     now = {
         name: digest(Path(env.doc2path(name)))
         for name in sorted(env.found_docs)
@@ -154,7 +156,10 @@ def _drop_stale(app: Sphinx, env: BuildEnvironment, added: set, changed: set, re
     # Written before the chapters run: one that fails is not cached, so it is executed again in any case.
     store.parent.mkdir(parents=True, exist_ok=True)
     store.write_text(json.dumps(now, indent=1), encoding="utf8")
-    return stale
+    # Which pages to read again is another question: a build that fails later forgets those it has read.
+    read = getattr(env, "ssae_digests", {})
+    env.ssae_digests = now  # type: ignore[attr-defined]  # pickled with the pages, once all have been read
+    return [name for name, value in now.items() if read.get(name) != value]
 
 
 def setup(app: Sphinx) -> None:

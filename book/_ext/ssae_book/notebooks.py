@@ -27,11 +27,12 @@ from . import repository
 BOOK = repository.ROOT / "book"
 
 SETUP = """\
-# On Colab: fetch the book and install its package. Elsewhere this cell does nothing.
+# On Colab: fetch the book and install its package.
 import os
 import subprocess
 import sys
 from importlib.metadata import version
+from types import ModuleType
 
 if "google.colab" in sys.modules:
     if not os.path.isdir("/content/ssae-book"):
@@ -40,7 +41,12 @@ if "google.colab" in sys.modules:
     keep = [f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy")]
     install = [sys.executable, "-m", "pip", "install", "--quiet", "/content/ssae-book", *keep]
     subprocess.run(install, check=True)
+    # The package beside its receipts and weights, which pip does not install.
+    sys.path.insert(0, "/content/ssae-book")
     os.chdir("/content/ssae-book/book")
+# In the rendered book `glue` puts a number into the text; here, where the text has its name, it prints it.
+sys.modules["myst_nb"] = ModuleType("myst_nb")
+sys.modules["myst_nb"].glue = lambda name, value, **_: print(f"{{name}}: {{getattr(value, 'data', value)}}")
 """
 
 ENVIRONMENTS = {
@@ -235,6 +241,8 @@ def _role(name: str, text: str) -> str:
         return named or labels().get(target.strip("/"), target.strip("/"))
     if name.startswith("py:") or name in {"func", "class", "meth", "mod", "attr"}:
         return f"`{(shown or text).lstrip('~')}`"
+    if name.startswith("glue"):  # a number, which the cells print under this name
+        return f"`{text}`"
     return shown or text
 
 
