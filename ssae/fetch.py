@@ -446,14 +446,14 @@ _EXTENDING = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-_EXTENDING_BYTES = 1 << 20  # of the longest name that a system allows, several hundred times
+_EXTENDING_BYTES = 1 << 20  # some hundred times the longest path that a system allows
 
 
 class _Entry(tarfile.TarInfo):
     """Member of a tar that is refused before ``tarfile`` takes what belongs to its header into memory.
 
-    The two methods are the places that ``tarfile`` leaves to subclasses. Its public ``frombuf`` is none:
-    since Python 3.14 it is not called for the header that follows another.
+    ``tarfile`` says that subclasses may override what it calls once it has a bare header. Its public
+    ``frombuf`` would come earlier, but newer versions of Python do not go through it any more.
     """
 
     def _proc_member(self, tarred: _Tar) -> tarfile.TarInfo:
@@ -461,9 +461,10 @@ class _Entry(tarfile.TarInfo):
             raise tarred.refused("a sparse file")
         extends = self.size if self.type in _EXTENDING else 0
         tarred.extending += extends
-        # Of a negative number of bytes tarfile would read all that there are.
-        if extends < 0 or tarred.extending > _EXTENDING_BYTES:
-            raise tarred.refused(f"headers of more than {_EXTENDING_BYTES} bytes or a negative number")
+        if extends < 0:  # tarfile would read all that there is
+            raise tarred.refused("a header of negative size")
+        if tarred.extending > _EXTENDING_BYTES:
+            raise tarred.refused(f"more than {_EXTENDING_BYTES} bytes of headers for one member")
         # The call handles the next header as well, if this one extends it.
         entry = super()._proc_member(tarred)  # type: ignore[misc]
         if self.type != tarfile.XGLTYPE:
@@ -490,7 +491,7 @@ def _members(archive: Path) -> Iterator[_Member]:
         return
     with _Tar.open(archive, "r:*") as tarred:
         while (entry := tarred.next()) is not None:
-            tarred.members.clear()  # or all headers there ever were stay in memory
+            tarred.members.clear()  # type: ignore[attr-defined]  # or all headers stay in memory
             yield _Member(entry.name, entry.size, _kind_in_tar(entry), partial(_in_tar, tarred, entry))
         # tarfile takes a file that breaks off between two members for a whole one.
         tarred.fileobj.seek(tarred.offset)

@@ -55,7 +55,8 @@ def checked(kind: Any, value: Any, where: str) -> Any:
         return _record(kind, value, where)
     if origin is dict:
         return {
-            name: checked(parts[1], item, f"{where}.{name}") for name, item in _object(value, where).items()
+            name: checked(parts[1], item, f"{where}.{_shown(name)}")
+            for name, item in _object(value, where).items()
         }
     if origin in (list, tuple):
         return _sequence(origin, parts, value, where)
@@ -151,6 +152,11 @@ def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise _misfit(where, "an object", value)
     return value
+
+
+def _shown(name: str) -> str:
+    """A key as it is if it is plain, escaped otherwise: a terminal would obey what it may hold."""
+    return name if name.isascii() and name.isprintable() else ascii(name)
 
 
 def _misfit(where: str, wanted: str, value: Any) -> SchemaError:

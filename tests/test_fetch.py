@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import http.server
 import io
 import random
@@ -11,11 +13,12 @@ import struct
 import tarfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from hypothesis import given, settings
@@ -276,6 +279,62 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path: Path, server: Callable
         download([silent.url], tmp_path / "x", limits=Limits(timeout=0.2))
 
 
+@pytest.mark.parametrize("code", [errno.EHOSTUNREACH, errno.ENETUNREACH])
+@pytest.mark.parametrize("while_reading", [True, False])
+def test_a_route_that_is_lost_is_a_connection_lost(
+    tmp_path: Path,
+    server: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    while_reading: bool,
+    code: int,
+) -> None:
+    """The system has no exception of its own for it: it is a plain OSError."""
+    content = tarred()
+    first, second = server(content), server(content)
+    opens, calls = module._OPENER.open, []
+
+    def gone(size: int) -> bytes:
+        raise OSError(code, "no route")
+
+    def opened(request: object, timeout: float) -> http.client.HTTPResponse:
+        calls.append(request)
+        if len(calls) > (2 if while_reading else 1):
+            return opens(request, timeout=timeout)
+        if not while_reading:
+            gone(0)
+        answer = opens(request, timeout=timeout)
+        pieces = iter([answer.read(1000)] if len(calls) == 1 else [])
+        answer.read1 = lambda size: next(pieces, None) or gone(size)
+        return answer
+
+    monkeypatch.setattr(module._OPENER, "open", opened)
+    download([first.url, second.url], tmp_path / "x", sha(content))
+    assert (tmp_path / "x").read_bytes() == content
+    if while_reading:  # what had arrived is worth another try; the second brought nothing
+        assert first.manners.asked == [None, "bytes=1000-"]
+        assert second.manners.asked == ["bytes=1000-"]
+    else:
+        assert first.manners.asked == []
+    monkeypatch.setattr(module._OPENER, "open", lambda request, timeout: gone(0))
+    with pytest.raises(FetchError, match=rf"no mirror delivered:\n  {first.url}: .*no route"):
+        download([first.url], tmp_path / "x", sha(content))
+
+
+def test_a_full_disk_is_no_connection_lost(
+    tmp_path: Path, server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        def write(self, piece: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "open", Full, raising=False)
+    first, second = server(tarred()), server(tarred())
+    with pytest.raises(OSError, match="No space"):
+        download([first.url, second.url], tmp_path / "x")
+    assert len(first.manners.asked) == 1
+    assert second.manners.asked == []
+
+
 def test_a_wrong_file_is_refused_and_thrown_away(tmp_path: Path, server: Callable[..., Server]) -> None:
     wrong = server(tarred({"set/part/train/good/000.png": b"other"}))
     with pytest.raises(
@@ -337,6 +396,53 @@ def special(name: str, kind: bytes, link: str = "") -> Callable[[tarfile.TarFile
     return add
 
 
+def negative(name: str, kind: bytes, layout: int) -> Callable[[tarfile.TarFile], None]:
+    """A member of size -1000000: in its header (GNU) or in a record before it (PAX)."""
+
+    def add(tar: tarfile.TarFile) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.size = kind, -1_000_000
+        tar.fileobj.write(info.tobuf(layout))
+        tar.offset = tar.fileobj.tell()
+
+    return add
+
+
+def header(kind: bytes, *sizes: int, name: str = "set/last.txt") -> Callable[[tarfile.TarFile], None]:
+    """Headers that announce long names for the next member, all of them at once."""
+
+    def add(tar: tarfile.TarFile) -> None:
+        for size in sizes:
+            info = tarfile.TarInfo("long")
+            info.type, info.size = kind, size
+            record = b"%d comment=" % size  # one record of PAX; as a name of GNU it is as good as any
+            tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT))
+            tar.fileobj.write(
+                (record + b"x" * (size - len(record) - 1) + b"\n").ljust(-(-size // 512) * 512, b"\0")
+            )
+        info = tarfile.TarInfo(name)
+        tar.fileobj.write(info.tobuf(tarfile.USTAR_FORMAT))
+        tar.offset = tar.fileobj.tell()
+
+    return add
+
+
+def sparse(minor: str | None) -> Callable[[tarfile.TarFile], None]:
+    """A sparse file, by GNU's old header or by records of PAX; its map is never to be read."""
+
+    def add(tar: tarfile.TarFile) -> None:
+        info = tarfile.TarInfo("set/sparse")
+        if minor is None:
+            info.type = tarfile.GNUTYPE_SPARSE
+        else:
+            info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": minor}
+        tar.fileobj.write(info.tobuf(tarfile.GNU_FORMAT if minor is None else tarfile.PAX_FORMAT))
+        tar.fileobj.write(b"9" * 512)
+        tar.offset = tar.fileobj.tell()
+
+    return add
+
+
 def unix_mode(name: str, mode: int, content: str = "/etc/passwd") -> Callable[[zipfile.ZipFile], None]:
     def add(archive: zipfile.ZipFile) -> None:
         info = zipfile.ZipInfo(name)
@@ -375,6 +481,52 @@ HARM = {
     "file where a folder is": (tarred(FILES | {"set/part": b"x"}), "twice"),
     "folder where a file is": (tarred(FILES | {"set/license.txt/x": b"x"}), "lies in a file"),
     "control characters": (tarred(FILES | {"set/\x1b[31m": b"x"}), "control characters"),
+    "drive in the middle": (tarred(FILES | {"set/C:/escaped": b"x"}), "absolute path"),
+    "drive in the middle of a zip": (zipped(FILES | {"set/C:/escaped": b"x"}), "absolute path"),
+    "hidden stream": (tarred(FILES | {"set/license.txt:x": b"x"}), "another system"),
+    "folder of negative size": (
+        tarred(extra=negative("set/void", tarfile.DIRTYPE, tarfile.GNU_FORMAT)),
+        "negative size",
+    ),
+    "folder of negative size in a record": (
+        tarred(extra=negative("set/void", tarfile.DIRTYPE, tarfile.PAX_FORMAT)),
+        "negative size",
+    ),
+    # Newer versions of Python refuse it themselves, and it reads as damaged.
+    "file of negative size": (
+        tarred(extra=negative("set/void", tarfile.REGTYPE, tarfile.GNU_FORMAT)),
+        "negative size|damaged",
+    ),
+    "name of negative size": (
+        tarred(extra=negative("set/void", tarfile.GNUTYPE_LONGNAME, tarfile.GNU_FORMAT)),
+        "header of negative size",
+    ),
+    "record of negative size": (
+        tarred(extra=negative("set/void", tarfile.XHDTYPE, tarfile.GNU_FORMAT)),
+        "header of negative size",
+    ),
+    "file that is its folder": (tarred(FILES | {".": b"x"}), "without a name"),
+    "file that is its folder in a zip": (zipped(FILES | {"./": b"", ".": b"x"}), "without a name"),
+    "file without a name": (
+        zipped(FILES | {"NAMELESS": b"x"}).replace(b"NAMELESS", bytes(8)),
+        "without a name",
+    ),
+    "long part of a name": (tarred(FILES | {f"set/{'x' * 256}": b"x"}), "too long"),
+    "long part of a name in letters of two bytes": (zipped(FILES | {f"set/{'ö' * 128}": b"x"}), "too long"),
+    "long name": (tarred(FILES | {"set/" + "x/" * 1100: b"x"}), "too long"),
+    "name of a megabyte": (tarred(FILES | {"set/" + "x" * 1_000_000: b"x"}), "too long"),
+    "records too long": (tarred(extra=header(tarfile.XHDTYPE, 2**20 + 1)), "of headers"),
+    "records for all too long": (tarred(extra=header(tarfile.XGLTYPE, 2**20 + 1)), "of headers"),
+    "records of Solaris too long": (tarred(extra=header(tarfile.SOLARIS_XHDTYPE, 2**20 + 1)), "of headers"),
+    "header of a name too long": (tarred(extra=header(tarfile.GNUTYPE_LONGNAME, 2**20 + 1)), "of headers"),
+    "header of a link too long": (tarred(extra=header(tarfile.GNUTYPE_LONGLINK, 2**20 + 1)), "of headers"),
+    "many records": (tarred(extra=header(tarfile.XHDTYPE, *[300_000] * 4)), "of headers"),
+    "sparse": (tarred(extra=sparse(None)), "sparse"),
+    "sparse by records": (tarred(extra=sparse("0")), "sparse"),
+    "member that begins nowhere": (
+        zipped(extra=lambda zip: setattr(zip.infolist()[0], "header_offset", 1 << 63)),
+        "damaged",
+    ),
     "no category": (tarred({"readme.txt": b"x"}), "no category"),
     "empty": (tarred({}), "no category"),
     "no archive": (b"<html>please log in</html>", "damaged"),
@@ -409,6 +561,12 @@ def test_the_tar_of_harm_would_do_harm() -> None:
     with tarfile.open(fileobj=io.BytesIO(HARM["parent"][0])) as tar:
         assert "../escaped" in tar.getnames()
     assert HARM["bit flipped in a zip"][0] != zipped()
+    for harm in ("folder of negative size", "folder of negative size in a record"):
+        with tarfile.open(fileobj=io.BytesIO(HARM[harm][0])) as tar:
+            assert tar.getmembers()[-1].size == -1_000_000
+    for drive in ("drive", "drive in the middle of a zip"):
+        name = zipfile.ZipFile(io.BytesIO(HARM[drive][0])).namelist()[-1]
+        assert PureWindowsPath("D:/data").joinpath(*name.split("/")) == PureWindowsPath("C:escaped")
     assert "/tmp/escaped" in zipfile.ZipFile(io.BytesIO(HARM["absolute path in a zip"][0])).namelist()
 
 
@@ -418,12 +576,58 @@ def test_a_bomb_is_stopped_by_its_size_and_its_count(tmp_path: Path) -> None:
     for content, reason in (
         (zipped({"set/part/train/good/0.png": bytes(10**7)}), "1000000 bytes"),
         (tarred({f"set/part/train/good/{i}.png": b"x" for i in range(200)}), "100 files"),
+        (
+            tarred(extra=lambda tar: [special("set/part", tarfile.DIRTYPE)(tar) for _ in range(200)]),
+            "100 files",
+        ),
+        (tarred({f"set/{'x/' * 200}0.png": b"x"}), "100 files"),
     ):
         archive.write_bytes(content)
         assert len(content) < 50_000
         with pytest.raises(FetchError, match=reason):
             fetch("own", tmp_path / "out", archive=archive, limits=limits, say=lambda text: None)
         assert [path.name for path in tmp_path.iterdir()] == ["bomb"]
+
+
+def test_headers_of_a_tar_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """What ``tarfile`` reads before there is a member to judge, and what it keeps of those it has passed."""
+    mib = 1 << 20
+
+    def all_apart(tar: tarfile.TarFile) -> None:
+        for i in range(64):
+            header(tarfile.XHDTYPE, mib // 2, name=f"set/{i}.txt")(tar)
+
+    for number, (add, refused) in enumerate(
+        [
+            (header(tarfile.XHDTYPE, 32 * mib), True),
+            (header(tarfile.GNUTYPE_LONGNAME, *[mib // 2] * 64), True),
+            (all_apart, False),
+        ]
+    ):
+        (tmp_path / "x").write_bytes(tarred(extra=add))
+        (to := tmp_path / str(number)).mkdir()
+        tracemalloc.start()
+        try:
+            with pytest.raises(FetchError, match="of headers") if refused else nullcontext():
+                unpack(tmp_path / "x", to)
+            assert tracemalloc.get_traced_memory()[1] < 8 * mib
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("layout", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_long_names_are_installed(tmp_path: Path, layout: int) -> None:
+    files = INSTALLED | {f"{'folder ' * 30}/{'ö' * 125}/{i:0200}.txt": b"x" for i in range(3)}
+
+    def add(tar: tarfile.TarFile) -> None:
+        tar.format = layout
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"./{name}")
+            info.size, info.pax_headers = len(content), {"comment": "x" * 10_000}
+            tar.addfile(info, io.BytesIO(content))
+
+    (tmp_path / "x").write_bytes(tarred({}, extra=add))
+    assert tree(fetch("own", tmp_path / "out", archive=tmp_path / "x", say=lambda text: None)) == files
 
 
 def test_a_zip_that_lies_about_sizes_writes_no_more_than_it_says(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import re
 import subprocess
@@ -633,6 +634,7 @@ def test_keys_do_all_that_the_pointer_does(tab: Tab, name: str) -> None:
     spoken = stage.locator("[role=status]")
     tab.page.wait_for_function("region => region.textContent", arg=spoken.element_handle())
     first = spoken.text_content()
+    assert not stage.locator("output:not([aria-live=off])").count(), "a slider says its value by itself"
 
     # Tab goes to each control in the order of the page, shows which one it is, and leaves the figure again.
     figure.evaluate("figure => { figure.tabIndex = -1; figure.focus(); }")
@@ -672,6 +674,215 @@ def test_keys_do_all_that_the_pointer_does(tab: Tab, name: str) -> None:
         "([region, first]) => region.textContent && region.textContent !== first",
         arg=[spoken.element_handle(), first],
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "surface", "key"),
+    [
+        ("projection-playground", ".pp-handle", "ArrowLeft"),
+        ("signal-repair", ".sr-plot", "Backspace"),
+        ("corruption-bench", ".cb-canvas", "ArrowLeft"),
+        ("paint-a-defect", ".pd-canvas", "ArrowLeft"),
+    ],
+)
+def test_keys_of_the_browser_are_left_to_it(tab: Tab, name: str, surface: str, key: str) -> None:
+    """Alt with an arrow goes back a page; a key that a figure takes is one whose default it prevents."""
+    figure = tab.open(name, name)
+    taken = figure.locator(surface).first.evaluate(
+        """(element, key) => ["", "shiftKey", "ctrlKey", "metaKey", "altKey"].map((held) => {
+          const init = { key, bubbles: true, cancelable: true, [held]: true };
+          return !element.dispatchEvent(new KeyboardEvent("keydown", init));
+        })""",
+        key,
+    )
+    assert taken == [True, True, False, False, False]
+
+
+def choose(figure, key: str) -> None:
+    """Make the choice ``key`` of a switch or a drop-down."""
+    option = figure.locator(f"[value='{key}']").first
+    if option.get_attribute("type") == "radio":
+        option.click()
+    else:
+        figure.locator(f"select:has([value='{key}'])").first.select_option(key)
+
+
+def is_chosen(figure, key: str) -> bool:
+    option = figure.locator(f"[value='{key}']").first
+    return option.evaluate("option => option.checked ?? option.selected")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "slow", "fast", "answer"),
+    [
+        (TOYS[0], *list(live.SCENES)[:3], ".pp-curve"),
+        (TOYS[1], "masked", "dae", "ae", ".sr-repaired"),
+    ],
+)
+def test_the_last_of_two_quick_choices_is_shown(
+    tab: Tab, name: str, first: str, slow: str, fast: str, answer: str
+) -> None:
+    figure = tab.open(name, name)
+
+    def shown() -> str:
+        settle(tab.page)
+        return figure.locator(answer).get_attribute("d")
+
+    choose(figure, fast)
+    wanted = shown()
+    choose(figure, first)
+    assert shown() != wanted
+    held: list = []
+    tab.page.route(f"**/payloads/{name}-{slow}.json", lambda route: held.append(route))
+    for key in (slow, first, slow, fast):
+        choose(figure, key)
+        settle(tab.page)
+    assert len(held) == 1, "loaded once, though chosen twice"
+    assert shown() == wanted
+    held[0].continue_()
+    assert shown() == wanted
+    assert is_chosen(figure, fast)
+    choose(figure, slow)
+    assert shown() != wanted
+    assert len(held) == 1
+
+
+def test_a_network_chosen_twice_while_it_loads_has_one_worker(tab: Tab) -> None:
+    name = "corruption-bench"
+    figure = tab.open(name, name)
+    held: list = []
+    tab.page.route(f"**/payloads/{name}-own.json", lambda route: held.append(route))
+    for key in ("own", "none", "own"):
+        choose(figure, key)
+        settle(tab.page)
+    (route,) = held
+    route.continue_()
+    tab.page.wait_for_function("document.querySelector('[data-readout=outside]').textContent !== '–'")
+    assert len(tab.page.workers) == 1
+    choose(figure, "none")
+    settle(tab.page)
+    assert figure.locator("[data-readout=outside]").inner_text() == "–"
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "other"),
+    [(TOYS[0], *list(live.SCENES)[:2]), (TOYS[1], "masked", "dae"), ("corruption-bench", "none", "own")],
+)
+def test_a_choice_that_cannot_be_loaded_is_told_and_may_be_made_again(
+    browser, address: str, name: str, first: str, other: str
+) -> None:
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    tab = Tab(context, address)
+    uncaught: list[str] = []
+    tab.page.on("pageerror", lambda error: uncaught.append(str(error)))
+    figure = tab.open(name, name)
+    alarm = figure.get_by_role("alert")
+    assert not alarm.is_visible()
+    missing = f"**/payloads/{name}-{other}.json"
+    tab.page.route(missing, lambda route: route.fulfill(status=404))
+    choose(figure, other)
+    alarm.wait_for()
+    assert re.search(r"^Could not be loaded: .*404", alarm.inner_text())
+    assert is_chosen(figure, first), "the control says what the figure shows"
+    tab.page.unroute(missing)
+    before = figure.evaluate(SHOWN)
+    choose(figure, other)
+    tab.page.wait_for_function(
+        f"([figure, before]) => ({SHOWN})(figure) !== before", arg=[figure.element_handle(), before]
+    )
+    assert is_chosen(figure, other)
+    assert not alarm.is_visible()
+    assert not uncaught
+    context.close()
+
+
+#: The figure with a network that changes nothing and answers when told to, and a texture that does not load.
+PAINT = """async () => {
+  const { mount } = await import("/_static/live/paint-a-defect.js");
+  const { loadPayload } = await import("/_static/live/payload.js");
+  const folder = "/_static/live/payloads/";
+  const payload = await loadPayload(new URL(`${folder}paint-a-defect.json`, location.href));
+  payload.settings.textures = { [payload.settings.texture]: "first", other: "other" };
+  const waiting = [];
+  const predict = (_name, inputs) => {
+    const given = Float32Array.from(inputs);
+    return new Promise((resolve) => waiting.push(() => resolve(given)));
+  };
+  const root = document.createElement("div");
+  document.body.append(root);
+  const pause = () => new Promise((resolve) => setTimeout(resolve, 100));
+  const asked = async () => {
+    while (!waiting.length) await pause();
+  };
+  const answer = async () => {
+    await asked();
+    waiting.shift()();
+    await pause();
+  };
+  const buttons = () => [...root.querySelectorAll("button")];
+  const press = (name) => buttons().find((button) => button.textContent === name).click();
+  const score = () => root.querySelector("[data-readout=score]").textContent;
+  const picture = (which) => root.querySelectorAll("canvas")[which].toDataURL();
+  const file = (role) => folder + payload.files[role];
+  const part = async () => {
+    throw new Error("no such texture");
+  };
+  const mounted = mount(root, { payload, predict, part, file, options: {} });
+  await answer();
+  await mounted;
+  await pause();
+
+  press("Scratch");
+  await asked();
+  press("Stain");
+  await answer();
+  const whilePainting = score();
+  const before = picture(1);
+  await asked();
+  press("Next image");
+  await answer();
+  const dropped = picture(1) === before;
+  await answer();
+  const next = picture(1) === picture(0) && picture(1) !== before;
+
+  root.querySelector("[value=other]").click();
+  await pause();
+  const told = root.querySelector("[role=alert]").textContent;
+  const back = root.querySelector("[value=other]").checked === false && picture(1) === picture(0);
+  root.remove();
+  return { whilePainting, dropped, next, told, back };
+}"""
+
+
+def test_an_answer_is_to_what_was_asked(tab: Tab) -> None:
+    """Strokes and the next photograph come while the network works."""
+    tab.page.goto(f"{tab.address}/paint-a-defect.html")
+    assert tab.page.evaluate(PAINT) == {
+        "whilePainting": "0.00",
+        "dropped": True,
+        "next": True,
+        "told": "Could not be loaded: no such texture",
+        "back": True,
+    }
+
+
+def test_forced_colours_show_the_choice_and_the_legend(browser, address: str) -> None:
+    context = browser.new_context(viewport={"width": 1200, "height": 900}, forced_colors="active")
+    tab = Tab(context, address)
+    figure = tab.open(TOYS[0], TOYS[0])
+    settle(tab.page)
+
+    def colour(element, column: int) -> tuple[int, ...]:
+        picture = Image.open(io.BytesIO(element.screenshot())).convert("RGB")
+        return picture.getpixel((column, picture.height // 2))
+
+    # Between the border and the text.
+    ground = colour(figure.locator(".lf-segments input:not(:checked) + span").first, 5)
+    assert colour(figure.locator(".lf-segments input:checked + span"), 5) != ground
+    swatches = [colour(swatch, 8) for swatch in figure.locator(".lf-swatch").all()]
+    assert len({ground, *swatches}) == 1 + len(swatches)
+    context.close()
+    assert not tab.complaints
 
 
 def test_keys_move_a_noisy_sample_by_one_step(tab: Tab) -> None:

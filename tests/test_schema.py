@@ -104,6 +104,20 @@ def test_hostile_text_is_not_printed_raw() -> None:
         checked(int, "\x1b[31m" * 1000, "x")
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 100
+    for hostile in ("\x1b[31mX\x07", "a\nb", "\u202egnp.exe", "\ud800"):
+        for kind in (dict[str, int], dict[str, dict[str, int]]):
+            with pytest.raises(SchemaError) as error:
+                checked(kind, {hostile: "a" if kind == dict[str, int] else {hostile: "a"}}, "x.json")
+            assert str(error.value).isascii()
+            assert str(error.value).isprintable()
+            assert ascii(hostile) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["torch", "learning_rate", "a b", "it's"])
+def test_an_ordinary_key_is_shown_as_it_is(name: str) -> None:
+    with pytest.raises(SchemaError) as error:
+        checked(dict[str, int], {name: "a"}, "x.json")
+    assert str(error.value) == f"x.json.{name}: expected a whole number, found 'a'"
 
 
 @given(
