@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
     )
     length = train.add_mutually_exclusive_group()
     length.add_argument(
-        "--steps", type=positive_int, metavar="N", help="length of training in steps (default 4000)"
+        "--steps", type=positive_int, metavar="N", help="length of training in steps (default 8000)"
     )
     length.add_argument("--minutes", type=positive_float, metavar="M", help="length of training in minutes")
     train.add_argument(

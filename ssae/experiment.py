@@ -149,7 +149,7 @@ class ExperimentSettings:
     shift: float = 0.02
     crop: int | None = None
     fit: FitSettings = field(
-        default_factory=lambda: FitSettings(steps=4000, learning_rate=0.02, optimiser="muon", ema=0.999)
+        default_factory=lambda: FitSettings(steps=8000, learning_rate=0.02, optimiser="muon", ema=0.999)
     )
     corruption: CorruptionSettings = field(default_factory=CorruptionSettings)
     scoring: ScoringSettings = field(default_factory=ScoringSettings)

@@ -6,6 +6,7 @@ find what it was never shown. Explained in chapter 14.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ssae.scoring import ScoringSettings, heat_map, image_scores
 from ssae.training import FitSettings, LogRow
 
 HEADER = "step,seconds,image_auroc,pixel_auroc"
+ROW = re.compile(r"(\d+),([\d.]+),[\d.]+,[\d.]+")
 
 
 class Progress:
@@ -85,12 +87,10 @@ class Progress:
         goes on from; the share of the training that was done at the last of it.
         """
         path = self.folder / "scores.csv"
-        lines = path.read_text().splitlines()[1:] if path.exists() else []
-        self.rows = [line for line in lines if int(line.split(",")[0]) < step]
-        if not self.rows:
-            return 0.0
-        last, seconds, *_ = self.rows[-1].split(",")
-        return self._share(int(last), float(seconds))
+        text = path.read_text(errors="replace") if path.exists() else ""
+        rows = [row for line in text.splitlines() if (row := ROW.fullmatch(line)) and int(row[1]) < step]
+        self.rows = [row[0] for row in rows]
+        return self._share(int(rows[-1][1]), float(rows[-1][2])) if rows else 0.0
 
     def measure(self, model: nn.Module, row: LogRow) -> dict[str, float]:
         """Image and pixel AUROC of the drawn defects, written down and drawn."""

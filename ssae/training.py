@@ -128,11 +128,11 @@ class FitSettings:
             raise ValueError(f"optimiser must be adamw or muon, got {self.optimiser!r}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
-        for name, value in (("learning_rate", self.learning_rate), ("clip", self.clip)):
-            if not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not self.clip > 0:
+            raise ValueError(f"clip must be positive, got {self.clip}")
+        for name, value in (("learning_rate", self.learning_rate), ("weight_decay", self.weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name} must not be negative, got {value}")
         if not (0 <= self.warmup < 1 and 0 <= self.final_share <= 1):
             raise ValueError(
                 "warmup must lie in [0, 1) and final_share in [0, 1], got "

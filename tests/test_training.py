@@ -414,7 +414,7 @@ def test_step_seeds_differ():
         {"steps": 1, "ema": 1},
         {"steps": 1, "precision": "half"},
         {"steps": 1, "clip": 0},
-        {"steps": 1, "learning_rate": 0},
+        {"steps": 1, "learning_rate": -0.1},
         {"steps": 1, "learning_rate": math.nan},
         {"steps": 1, "weight_decay": -0.1},
         {"steps": 1, "warmup": 1},

@@ -159,7 +159,7 @@ def _drop_stale(app: Sphinx, env: BuildEnvironment, added: set, changed: set, re
     # Which pages to read again is another question: a build that fails later forgets those it has read.
     read = getattr(env, "ssae_digests", {})
     env.ssae_digests = now  # type: ignore[attr-defined]  # pickled with the pages, once all have been read
-    return [name for name, value in now.items() if read.get(name) != value]
+    return [name for name, value in now.items() if name in stale or read.get(name) != value]
 
 
 def setup(app: Sphinx) -> None:
