@@ -180,7 +180,7 @@ def test_logs_are_quiet_unless_asked_for(parts, run_of_parts, tmp_path):
     said = loud.stderr.splitlines()
     assert any("ssae.datasets: read 12 images" in line for line in said)
     assert any("ssae.experiment: settings: {" in line for line in said)
-    assert any(f"ssae.training: wrote {tmp_path / 'run' / 'weights.safetensors'}" in line for line in said)
+    assert any(f"ssae.files: wrote {tmp_path / 'run' / 'weights.safetensors'}" in line for line in said)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssae import training
+from ssae import files, training
 from ssae.objectives import Denoising
 from ssae.training import FitSettings, fit, read_checkpoint, read_log, step_seed
 
@@ -165,7 +165,7 @@ def train_until_boundary(run_dir: Path, steps: int, limit: int, name: Path) -> N
         file = builtins.open(path, mode, **options)  # noqa: SIM115 (the wrapper closes it)
         return HalfWritten(file) if mode == "wb" else file
 
-    training.open = opened
+    files.open = opened
     os.fsync = around(os.fsync, "the sync")
     os.replace = around(os.replace, "the rename")
     Path.unlink = around(Path.unlink, "the removal of an old checkpoint")

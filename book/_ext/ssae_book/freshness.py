@@ -137,13 +137,11 @@ def _drop_stale(app: Sphinx, env: BuildEnvironment, added: set, changed: set, re
         known = json.loads(store.read_text(encoding="utf8"))
     except (OSError, ValueError):
         known = {}
-    if not (Path(app.srcdir) / "_generated" / "live").is_dir():
+    pages = {name: Path(env.doc2path(name)).read_text(encoding="utf8") for name in sorted(env.found_docs)}
+    now = {name: digest(Path(env.doc2path(name))) for name, text in pages.items() if "{code-cell}" in text}
+    live = any("{live-figure}" in text for text in pages.values())
+    if live and not (Path(app.srcdir) / "_generated" / "live").is_dir():
         known = {}  # what cells wrote beside their outputs is gone, and only running them brings it back
-    now = {
-        name: digest(Path(env.doc2path(name)))
-        for name in sorted(env.found_docs)
-        if "{code-cell}" in Path(env.doc2path(name)).read_text(encoding="utf8")
-    }
     stale = [name for name, value in now.items() if known.get(name) != value]
     if stale:
         cache = get_cache(
