@@ -385,8 +385,9 @@ class Tiled(nn.Module):
         weight = ramp[:, None] * ramp
         around = [(x, width - side - x, y, height - side - y) for y, x in places]
         parts = zip(self.model(tiles).chunk(len(places)), around, strict=True)
-        total = sum(F.pad(part * weight, beside) for part, beside in parts)
-        return total / sum(F.pad(weight, beside) for beside in around)
+        nothing = images.new_zeros(())
+        total = sum((F.pad(part * weight, beside) for part, beside in parts), nothing)
+        return total / sum((F.pad(weight, beside) for beside in around), nothing)
 
 
 def tile_starts(length: int, side: int) -> list[int]:
