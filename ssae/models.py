@@ -379,15 +379,15 @@ class Tiled(nn.Module):
         height, width = images.shape[-2:]
         side = self.side
         places = [(y, x) for y in tile_starts(height, side) for x in tile_starts(width, side)]
-        tiles = torch.cat([images[..., y : y + side, x : x + side] for y, x in places])
         ramp = torch.arange(1, side + 1, dtype=images.dtype, device=images.device)
         ramp = torch.minimum(ramp, ramp.flip(0))
         weight = ramp[:, None] * ramp
-        around = [(x, width - side - x, y, height - side - y) for y, x in places]
-        parts = zip(self.model(tiles).chunk(len(places)), around, strict=True)
-        nothing = images.new_zeros(())
-        total = sum((F.pad(part * weight, beside) for part, beside in parts), nothing)
-        return total / sum((F.pad(weight, beside) for beside in around), nothing)
+        total, weights = images.new_zeros(()), images.new_zeros(())
+        for y, x in places:
+            beside = (x, width - side - x, y, height - side - y)
+            total = total + F.pad(self.model(images[..., y : y + side, x : x + side]) * weight, beside)
+            weights = weights + F.pad(weight, beside)
+        return total / weights
 
 
 def tile_starts(length: int, side: int) -> list[int]:
