@@ -7,6 +7,7 @@ A run is a folder. ``config.json`` says what was asked, ``log.csv`` and ``checkp
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -38,7 +39,7 @@ from ssae.datasets import (
 )
 from ssae.distributed import on_first, own_device, require_divisible, require_same, world_size
 from ssae.files import write_atomically
-from ssae.models import ModelSettings, SDCAutoencoder, build, folded, preset_settings
+from ssae.models import ModelSettings, SDCAutoencoder, Tiled, build, folded, preset_settings
 from ssae.objectives import Denoising, Masked, Objective, Reconstruction
 from ssae.progress import Progress
 from ssae.receipts import (
@@ -131,7 +132,7 @@ class ExperimentSettings:
         Greatest random shift in training, as a share of the side.
     crop
         Side of random training crops in pixels, None to train on whole images. For textures: the model is
-        fully convolutional, so it is applied to whole images all the same.
+        applied to whole images in tiles of that side, see :class:`ssae.models.Tiled`.
     fit, corruption, scoring
         Settings of training, corruption and scoring.
     model
@@ -219,6 +220,10 @@ class ExperimentSettings:
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(self.fit.seed)
             return build(self.network)
+
+    def tiled(self, model: nn.Module) -> nn.Module:
+        """A model as it is applied to whole images: by tiles if it was trained on crops."""
+        return model if self.crop is None else Tiled(model, self.crop)
 
     @property
     def network(self) -> ModelSettings:
@@ -338,7 +343,8 @@ def _train(
     if watch:
         normal = images[held[: Progress.IMAGES]]
         defective, masks = drawn_defects(normal, seed=settings.fit.seed)
-        report = Progress(normal, defective, masks, settings.scoring, settings.fit, run_dir / "progress")
+        folder = run_dir / "progress"
+        report = Progress(normal, defective, masks, settings.scoring, settings.fit, folder, settings.tiled)
     model, log = learn(settings, images[kept], device, run_dir, progress, report, foreign)
 
     def finish() -> dict[str, Any]:
@@ -762,8 +768,15 @@ class Run:
 
     @cached_property
     def applied(self) -> nn.Module:
-        """The model in the form in which it is applied, see :func:`ssae.models.folded`."""
-        return folded(self.model)
+        """The model in the form in which it is applied: see :func:`ssae.models.folded` and, for one that was
+        trained on crops, :class:`ssae.models.Tiled`.
+        """
+        return self.settings.tiled(folded(self.model))
+
+    def portable(self) -> nn.Module:
+        """A copy of the model as it is applied, for other programs: float32, on the CPU, not folded."""
+        model = copy.deepcopy(self.model).float().cpu().to(memory_format=torch.contiguous_format)
+        return self.settings.tiled(model).eval()
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, batch_size: int = 32) -> Tensor:

@@ -6,7 +6,6 @@ explained in chapter 14. :func:`export_onnx` writes a model alone, for the live 
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import os
@@ -154,9 +153,8 @@ def export_run(run: Run, path: Path | str, rate: float = 0.0, tolerance: float =
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     image_limit, pixel_limit, _ = calibrate(run).thresholds(rate)
-    model = copy.deepcopy(run.model).float().cpu().to(memory_format=torch.contiguous_format).eval()
     side = run.settings.resolution
-    inspector = Inspector(model, run.settings.scoring, side, image_limit).eval()
+    inspector = Inspector(run.portable(), run.settings.scoring, side, image_limit).eval()
     generator = torch.Generator().manual_seed(0)
 
     def photographs(*shape: int) -> Tensor:

@@ -354,8 +354,7 @@ def write_paint_a_defect(
     for key, run in runs.items():
         category = load_category(run.data, key, run.settings.resolution)
         images = category.test_images()[~category.labels][:count]
-        model = copy.deepcopy(run.model).float().cpu().to(memory_format=torch.contiguous_format).eval()
-        gaps[key] = export_onnx(model, images[:2], directory / f"{names[key]}.onnx")
+        gaps[key] = export_onnx(run.portable(), images[:2], directory / f"{names[key]}.onnx")
         save_strip(images, directory / f"{names[key]}.images.png")
         image_limit, pixel_limit = thresholds(run)
         scoring = run.settings.scoring

@@ -13,6 +13,7 @@ book's own choice. Explained in chapter 8.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -351,6 +352,56 @@ def _fold(convolutions: list[nn.Module], norm: nn.Module) -> None:
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, mean, variance, norm.eps, weight, bias, transpose=across
         )
+
+
+class Tiled(nn.Module):
+    """A model that was trained on crops, applied to larger images in tiles of that side.
+
+    Fully convolutional is not the same everywhere: in a crop nearly every position is so near to a border
+    that some taps of the dilated convolutions fall on the padding. In the middle of a larger image they see
+    something, which the network has never met, and some networks take that badly (chapter 12). Tiles overlap
+    by half or more, and each counts the less, the nearer to its border.
+
+    Parameters
+    ----------
+    model
+        ``(B, C, side, side)`` to the same shape.
+    side
+        Height and width in pixels of what it was trained on.
+    """
+
+    def __init__(self, model: nn.Module, side: int) -> None:
+        super().__init__()
+        self.model, self.side = model, side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)``, neither side less than that of a tile, to the same shape."""
+        height, width = images.shape[-2:]
+        side = self.side
+        places = [(y, x) for y in tile_starts(height, side) for x in tile_starts(width, side)]
+        ramp = torch.arange(1, side + 1, dtype=images.dtype, device=images.device)
+        ramp = torch.minimum(ramp, ramp.flip(0))
+        weight = ramp[:, None] * ramp
+        total, weights = images.new_zeros(()), images.new_zeros(())
+        for y, x in places:
+            beside = (x, width - side - x, y, height - side - y)
+            total = total + F.pad(self.model(images[..., y : y + side, x : x + side]) * weight, beside)
+            weights = weights + F.pad(weight, beside)
+        return total / weights
+
+
+def tile_starts(length: int, side: int) -> list[int]:
+    """Where tiles of ``side`` begin that cover ``length`` evenly and overlap by half or more.
+
+    Raises
+    ------
+    ValueError
+        If not even one fits.
+    """
+    if length < side:
+        raise ValueError(f"a side of {length} pixels is less than that of a tile, {side}")
+    steps = math.ceil((length - side) / max(1, side // 2))
+    return [round(index * (length - side) / max(1, steps)) for index in range(steps + 1)]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -7,6 +7,7 @@ find what it was never shown. Explained in chapter 14.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ class Progress:
         Length of the training.
     folder
         Where to write, made if it is missing.
+    applied
+        What makes of the model in training the one that is applied, by default the same.
     """
 
     #: More images than this would take time from the training and hardly change the number.
@@ -60,10 +63,11 @@ class Progress:
         scoring: ScoringSettings,
         fit: FitSettings,
         folder: Path,
+        applied: Callable[[nn.Module], nn.Module] = lambda model: model,
     ) -> None:
         self.images = torch.cat([normal, defective])
         self.masks = torch.cat([torch.zeros_like(masks), masks])
-        self.scoring, self.fit, self.folder = scoring, fit, folder
+        self.scoring, self.fit, self.folder, self.applied = scoring, fit, folder, applied
         self.reached: float | None = None
         self.rows: list[str] = []
 
@@ -120,7 +124,8 @@ class Progress:
         device = next(model.parameters()).device
         training = model.training
         model.eval()
-        repaired = torch.cat([model(batch.to(device)).float().cpu() for batch in self.images.split(8)])
+        apply = self.applied(model)
+        repaired = torch.cat([apply(batch.to(device)).float().cpu() for batch in self.images.split(8)])
         model.train(training)
         return repaired
 

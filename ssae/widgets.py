@@ -226,7 +226,7 @@ def paint_a_defect(
     Parameters
     ----------
     reconstruct : callable
-        The model, ``(1, 3, S, S)`` to the same shape; for a run of the package ``run.model``.
+        The model, ``(1, 3, S, S)`` to the same shape; for a run of the package ``run.applied``.
     images : Tensor
         Normal images to paint on, ``(N, 3, S, S)`` in [0, 1].
     limit, image_limit : float

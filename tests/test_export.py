@@ -26,7 +26,7 @@ from ssae.live import (
     write_signal_repair,
 )
 from ssae.mlp import MLPAutoencoder
-from ssae.models import ModelSettings, build
+from ssae.models import ModelSettings, Tiled, build
 from ssae.payloads import (
     decode_array,
     encode_array,
@@ -134,11 +134,14 @@ def test_onnx_keeps_the_batch_free(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     settings = ModelSettings(channels=(4,), dilations=(1, 2), sdc_filters=2, sdc_layers=1, sdc_kernel=3)
     model = build(settings).eval()
-    export_onnx(model, torch.rand(2, 3, 16, 16), tmp_path / "tiny.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "tiny.onnx"), providers=["CPUExecutionProvider"])
-    images = torch.rand(5, 3, 16, 16)
-    (there,) = session.run(None, {"images": images.numpy()})
-    np.testing.assert_allclose(there, model(images).detach(), atol=1e-5)
+    for name, exported in (("whole", model), ("tiled", Tiled(model, 8).eval())):
+        path = tmp_path / f"{name}.onnx"
+        export_onnx(exported, torch.rand(2, 3, 16, 16), path)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for count in (1, 5):
+            images = torch.rand(count, 3, 16, 16)
+            (there,) = session.run(None, {"images": images.numpy()})
+            np.testing.assert_allclose(there, exported(images).detach(), atol=1e-5)
 
 
 @needs_node

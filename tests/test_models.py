@@ -1,9 +1,12 @@
 """Convolutional autoencoders: shapes, the place of every ingredient, errors."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from ssae.models import (
@@ -12,9 +15,11 @@ from ssae.models import (
     ModelSettings,
     SDCAutoencoder,
     SDCLayer,
+    Tiled,
     build,
     count_parameters,
     folded,
+    tile_starts,
 )
 
 TINY = ModelSettings(
@@ -156,3 +161,34 @@ def test_what_is_no_model_of_the_book_is_folded_as_it_is():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
     images = torch.rand(3, 1, 2, 2)
     assert torch.equal(folded(model)(images), model(images))
+
+
+@given(length=st.integers(8, 300), side=st.integers(1, 8))
+def test_tiles_cover_a_length_and_overlap_by_half(length, side):
+    starts = tile_starts(length, side)
+    assert starts[0] == 0
+    assert starts[-1] == length - side
+    assert all(0 < after - before <= max(1, side // 2) for before, after in pairwise(starts))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 40), (33, 50)])
+def test_tiles_of_a_map_that_sees_single_pixels_are_the_map(size):
+    images = torch.rand(2, 3, *size, dtype=torch.float64)
+    pointwise = nn.Conv2d(3, 3, 1).double()
+    with torch.no_grad():
+        torch.testing.assert_close(Tiled(pointwise, 16)(images), pointwise(images))
+
+
+def test_a_tiled_model_meets_nothing_but_tiles():
+    met = []
+
+    class Watched(nn.Module):
+        def forward(self, images):
+            met.append(tuple(images.shape[-2:]))
+            return images
+
+    images = torch.rand(1, 3, 40, 24)
+    torch.testing.assert_close(Tiled(Watched(), 16)(images), images)
+    assert set(met) == {(16, 16)}
+    with pytest.raises(ValueError, match="less than that of a tile, 16"):
+        Tiled(Watched(), 16)(images[..., :8])
