@@ -7,7 +7,6 @@ A run is a folder. ``config.json`` says what was asked, ``log.csv`` and ``checkp
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -772,11 +771,6 @@ class Run:
         trained on crops, :class:`ssae.models.Tiled`.
         """
         return self.settings.tiled(folded(self.model))
-
-    def portable(self) -> nn.Module:
-        """A copy of the model as it is applied, for other programs: float32, on the CPU, not folded."""
-        model = copy.deepcopy(self.model).float().cpu().to(memory_format=torch.contiguous_format)
-        return self.settings.tiled(model).eval()
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, batch_size: int = 32) -> Tensor:

@@ -11,12 +11,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ssae.experiment import Run, calibrate
+from ssae.models import portable
 from ssae.scoring import ScoringSettings, heat_map, image_scores
 
 
@@ -48,24 +50,8 @@ def export_onnx(model: nn.Module, example: Tensor, path: Path | str, tolerance: 
     """
     if model.training:
         raise ValueError("call model.eval() first: in training mode batch norm would depend on the batch")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        dynamo=True,
-        input_names=["images"],
-        output_names=["reconstruction"],
-        dynamic_shapes=({0: batch},),
-        external_data=False,
-        verbose=False,
-    )
-    if program is None:
-        raise ValueError("torch.onnx.export gave no program for this model")
-    with torch.no_grad():
-        here = model(example)
-    return _save_checked(program, path, [({"images": example}, [here])], tolerance)
+    free = {0: torch.export.Dim("batch", min=1, max=64)}
+    return _write(model, path, "images", ["reconstruction"], [example], free, tolerance)
 
 
 class Inspector(nn.Module):
@@ -150,69 +136,74 @@ def export_run(run: Run, path: Path | str, rate: float = 0.0, tolerance: float =
         If the two differ by more than ``tolerance``; nothing is left behind then, and a file that was there
         before stays.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image_limit, pixel_limit, _ = calibrate(run).thresholds(rate)
     side = run.settings.resolution
-    inspector = Inspector(run.portable(), run.settings.scoring, side, image_limit).eval()
+    inspector = Inspector(portable(run.applied), run.settings.scoring, side, image_limit).eval()
     generator = torch.Generator().manual_seed(0)
 
     def photographs(*shape: int) -> Tensor:
         return torch.randint(256, (*shape, 3), generator=generator, dtype=torch.uint8)
 
+    examples = [
+        photographs(2, 2 * side + 3, side + 5),
+        photographs(2, side, side),
+        photographs(1, 3 * side + 1, 2 * side - 7),
+    ]
+    free = {
+        0: torch.export.Dim("batch", min=1, max=1024),
+        1: torch.export.Dim("height", min=16, max=2**14),
+        2: torch.export.Dim("width", min=16, max=2**14),
+    }
+    metadata = {
+        "threshold": repr(image_limit),
+        "pixel_threshold": repr(pixel_limit),
+        "resolution": str(side),
+        "settings": json.dumps(run.settings.to_json()),
+    }
+    outputs = ["heat_map", "score", "anomalous"]
+    return _write(inspector, path, "photographs", outputs, examples, free, tolerance, metadata)
+
+
+def _write(
+    module: nn.Module,
+    path: Path | str,
+    takes: str,
+    gives: list[str],
+    examples: Sequence[Tensor],
+    free: dict[int, Any],
+    tolerance: float,
+    metadata: dict[str, str] | None = None,
+) -> float:
+    """Write a module of one input as ONNX, once onnxruntime has put out what torch does for the examples.
+
+    The first example is traced; the axes in ``free`` may have other sizes. The largest difference of numbers,
+    ``nan`` where onnxruntime is not installed.
+
+    Raises
+    ------
+    ValueError
+        If one is greater than ``tolerance``; a file that was there before stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     program = torch.onnx.export(
-        inspector,
-        (photographs(2, 2 * side + 3, side + 5),),
+        module,
+        (examples[0],),
         dynamo=True,
-        input_names=["photographs"],
-        output_names=["heat_map", "score", "anomalous"],
-        dynamic_shapes=(
-            {
-                0: torch.export.Dim("batch", min=1, max=1024),
-                1: torch.export.Dim("height", min=16, max=2**14),
-                2: torch.export.Dim("width", min=16, max=2**14),
-            },
-        ),
+        input_names=[takes],
+        output_names=gives,
+        dynamic_shapes=(free,),
         external_data=False,
         verbose=False,
     )
     if program is None:
         raise ValueError("torch.onnx.export gave no program for this model")
     program.optimize()
-    program.model.metadata_props.update(
-        {
-            "threshold": repr(image_limit),
-            "pixel_threshold": repr(pixel_limit),
-            "resolution": str(side),
-            "settings": json.dumps(run.settings.to_json()),
-        }
-    )
-    examples = []
-    for batch in (photographs(2, side, side), photographs(1, 3 * side + 1, 2 * side - 7)):
-        with torch.no_grad():
-            heat, scores, _ = inspector(batch)
-        examples.append(({"photographs": batch}, [heat, scores]))
-    return _save_checked(program, path, examples, tolerance)
-
-
-def _save_checked(
-    program: torch.onnx.ONNXProgram,
-    path: Path,
-    examples: Sequence[tuple[dict[str, Tensor], Sequence[Tensor]]],
-    tolerance: float,
-) -> float:
-    """Write an ONNX program once onnxruntime gives what torch gave for some inputs: the first outputs, in
-    order. The largest difference, ``nan`` where onnxruntime is not installed.
-
-    Raises
-    ------
-    ValueError
-        If they differ by more than ``tolerance``; a file that was there before stays as it was.
-    """
+    program.model.metadata_props.update(metadata or {})
     partial = path.with_name(f"{path.name}.partial")
     try:
         program.save(str(partial), external_data=False)
-        gap = _gap(partial, examples)
+        gap = _gap(partial, module, takes, examples)
         if gap > tolerance:
             raise ValueError(f"{path}: ONNX and torch differ by {gap:.2g}, more than {tolerance:g}")
         os.replace(partial, path)
@@ -221,17 +212,22 @@ def _save_checked(
     return gap
 
 
-def _gap(path: Path, examples: Sequence[tuple[dict[str, Tensor], Sequence[Tensor]]]) -> float:
+@torch.no_grad()
+def _gap(path: Path, module: nn.Module, takes: str, examples: Sequence[Tensor]) -> float:
     try:
         import onnxruntime
     except ImportError:
         return math.nan
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return max(
+    gaps = []
+    for example in examples:
+        here = module(example)
+        here = (here,) if isinstance(here, Tensor) else here
+        there = session.run(None, {takes: example.numpy()})
         # What is no number is as far off as can be; a comparison with it would always pass.
-        float(np.nan_to_num(np.abs(here.numpy() - np.asarray(there)), nan=np.inf).max())
-        for inputs, expected in examples
-        for here, there in zip(
-            expected, session.run(None, {name: value.numpy() for name, value in inputs.items()}), strict=False
-        )
-    )
+        gaps += [
+            float(np.nan_to_num(np.abs(a.numpy() - np.asarray(b)), nan=np.inf).max())
+            for a, b in zip(here, there, strict=True)
+            if a.is_floating_point()
+        ]
+    return max(gaps)

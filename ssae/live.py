@@ -7,7 +7,6 @@ models that answer in the page.
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 from collections.abc import Iterable, Mapping
@@ -28,6 +27,7 @@ from ssae.experiment import Run, thresholds
 from ssae.export import export_onnx
 from ssae.manifolds import Circle, Ellipse, HarmonicSignals, Manifold, SineCurve
 from ssae.mlp import MLPAutoencoder
+from ssae.models import portable
 from ssae.objectives import (
     Contractive,
     Denoising,
@@ -354,7 +354,7 @@ def write_paint_a_defect(
     for key, run in runs.items():
         category = load_category(run.data, key, run.settings.resolution)
         images = category.test_images()[~category.labels][:count]
-        gaps[key] = export_onnx(run.portable(), images[:2], directory / f"{names[key]}.onnx")
+        gaps[key] = export_onnx(portable(run.applied), images[:2], directory / f"{names[key]}.onnx")
         save_strip(images, directory / f"{names[key]}.images.png")
         image_limit, pixel_limit = thresholds(run)
         scoring = run.settings.scoring
@@ -524,8 +524,7 @@ class BlindSpot:
 
     def network(self) -> SideBySide:
         """All networks as one, in evaluation mode, on the CPU."""
-        models = (copy.deepcopy(model).float().cpu() for _, model in self.models.values())
-        return SideBySide(models).to(memory_format=torch.contiguous_format).eval()
+        return portable(SideBySide(model for _, model in self.models.values()))
 
     def holed(self, hole: int) -> Tensor:
         """The inputs with their middle covered, ``(N, 3, S, S)``; ``hole`` is even."""
@@ -691,9 +690,8 @@ def write_corruption_bench(
     directory.mkdir(parents=True, exist_ok=True)
     gaps = {}
     for key, (_, model) in bench.models.items() if onnx else ():
-        network = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format).eval()
         name = f"corruption-bench-{key}"
-        gaps[key] = export_onnx(network, bench.images[:2], directory / f"{name}.onnx")
+        gaps[key] = export_onnx(portable(model), bench.images[:2], directory / f"{name}.onnx")
         write_payload(name, figure="corruption-bench", files={"onnx": f"{name}.onnx"}, directory=directory)
     save_strip(bench.pictures(), directory / "corruption-bench.images.jpg", kind="jpeg")
     write_payload(

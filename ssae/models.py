@@ -15,12 +15,14 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -339,6 +341,11 @@ def folded(model: nn.Module) -> nn.Module:
                     _fold([module[place - 1]], module[place])
                     module[place] = nn.Identity()
     return model
+
+
+def portable(model: M) -> M:
+    """A copy of a model to be applied by other programs: float32, on the CPU, in the common memory layout."""
+    return copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format).eval()
 
 
 def _fold(convolutions: list[nn.Module], norm: nn.Module) -> None:

@@ -494,6 +494,9 @@ class TrainingState:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """The model as it would be if training ended now; afterwards as it was."""
+        if not self.settings.ema:
+            yield
+            return
         weights = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.use_averaged_weights()
         try:

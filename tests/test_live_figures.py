@@ -26,7 +26,7 @@ from ssae import live, widgets
 from ssae.corruption import CorruptionSettings, procedural_textures
 from ssae.experiment import ExperimentSettings, Run
 from ssae.metrics import au_pro, pixel_auroc
-from ssae.models import ModelSettings, build
+from ssae.models import ModelSettings, build, portable
 from ssae.payloads import read_payload
 from ssae.scoring import box_filter, heat_map, image_scores
 from ssae.textures import make_textures
@@ -1033,7 +1033,7 @@ def test_networks_in_the_page_agree_with_torch(tab: Tab, site: Site) -> None:
     networks = {
         "blind-spot": site.blind_spot.network(),
         "corruption-bench-own": site.bench.models["own"][1],
-        "paint-a-defect": site.runs["brick"].portable(),
+        "paint-a-defect": portable(site.runs["brick"].applied),
     }
     assert {*networks} == {path.stem for path in site.payloads.glob("*.onnx")}
     for name, model in networks.items():

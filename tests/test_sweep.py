@@ -215,12 +215,7 @@ def test_a_parameter_that_no_cluster_knows_is_refused_in_words(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not LOCKS.exists(), reason="only Linux lists the locks that are held")
 def test_a_worker_that_was_killed_ends_the_sweep_and_fails_no_job(data, tmp_path):
-    path, out = tmp_path / "grid.json", tmp_path / "runs"
-    path.write_text(json.dumps({**GRID, "base": {**BASE, "fit": {"steps": 10**6}}, "changes": {"long": {}}}))
-    command = [sys.executable, "-m", "ssae.cli", "sweep", path, "--data", data, "--out", out, "--jobs", "2"]
-    job = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    job, out = long_sweep(data, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         wait_for(lambda: len(busy(out)) == 2)
         os.kill(min(busy(out).values()), signal.SIGKILL)
@@ -246,12 +241,7 @@ def test_the_command_prints_a_table_and_exits_1_on_failure(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not LOCKS.exists(), reason="only Linux lists the locks that are held")
 def test_workers_end_with_a_sweep_that_was_killed(data, tmp_path):
-    path, out = tmp_path / "grid.json", tmp_path / "runs"
-    path.write_text(json.dumps({**GRID, "base": {**BASE, "fit": {"steps": 10**6}}, "changes": {"long": {}}}))
-    command = [sys.executable, "-m", "ssae.cli", "sweep", path, "--data", data, "--out", out, "--jobs", "2"]
-    job = subprocess.Popen(
-        [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    job, out = long_sweep(data, tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     workers = []
     try:
         wait_for(lambda: len(busy(out)) == 2)
@@ -268,12 +258,10 @@ def test_workers_end_with_a_sweep_that_was_killed(data, tmp_path):
 @pytest.mark.skipif(not LOCKS.exists(), reason="only Linux lists the locks that are held")
 @pytest.mark.parametrize("everyone", [True, False])
 def test_an_interrupted_sweep_trains_nothing_more(data, tmp_path, everyone):
-    path, out = tmp_path / "grid.json", tmp_path / "runs"
-    base = {**BASE, "fit": {"steps": 10**6}}
-    path.write_text(json.dumps({**GRID, "seeds": list(range(5)), "base": base, "changes": {"long": {}}}))
-    command = [sys.executable, "-m", "ssae.cli", "sweep", path, "--data", data, "--out", out, "--jobs", "2"]
-    job = subprocess.Popen(
-        [str(part) for part in command],
+    job, out = long_sweep(
+        data,
+        tmp_path,
+        seeds=range(5),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -313,6 +301,15 @@ def alive(pid):
 def stat_of(pid):
     """What the kernel says of a process, from its state and its parent on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def long_sweep(data, tmp_path, seeds=(0, 1), **options):
+    """A sweep by two workers in a process of its own, whose runs would take days, and their folder."""
+    path, out = tmp_path / "grid.json", tmp_path / "runs"
+    base = {**BASE, "fit": {"steps": 10**6}}
+    path.write_text(json.dumps({**GRID, "seeds": list(seeds), "base": base, "changes": {"long": {}}}))
+    command = [sys.executable, "-m", "ssae.cli", "sweep", path, "--data", data, "--out", out, "--jobs", "2"]
+    return subprocess.Popen([str(part) for part in command], text=True, **options), out
 
 
 def busy(out):
