@@ -199,6 +199,10 @@ def _write(
     if program is None:
         raise ValueError("torch.onnx.export gave no program for this model")
     program.optimize()
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    # Every node carries the stack that made it: longer than the weights, and with paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update(metadata or {})
     partial = path.with_name(f"{path.name}.partial")
     try:

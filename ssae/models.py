@@ -385,16 +385,19 @@ class Tiled(nn.Module):
         """``(B, C, H, W)``, neither side less than that of a tile, to the same shape."""
         height, width = images.shape[-2:]
         side = self.side
-        places = [(y, x) for y in tile_starts(height, side) for x in tile_starts(width, side)]
+        down, across = tile_starts(height, side), tile_starts(width, side)
         ramp = torch.arange(1, side + 1, dtype=images.dtype, device=images.device)
         ramp = torch.minimum(ramp, ramp.flip(0))
         weight = ramp[:, None] * ramp
-        total, weights = images.new_zeros(()), images.new_zeros(())
-        for y, x in places:
-            beside = (x, width - side - x, y, height - side - y)
-            total = total + F.pad(self.model(images[..., y : y + side, x : x + side]) * weight, beside)
-            weights = weights + F.pad(weight, beside)
-        return total / weights
+        total = images.new_zeros(())
+        for y in down:
+            for x in across:
+                tile = self.model(images[..., y : y + side, x : x + side])
+                total = total + F.pad(tile * weight, (x, width - side - x, y, height - side - y))
+        # Every row of tiles begins at the same places, so the sum of the weights is a product of two.
+        rows = torch.stack([F.pad(ramp, (y, height - side - y)) for y in down]).sum(0)
+        columns = torch.stack([F.pad(ramp, (x, width - side - x)) for x in across]).sum(0)
+        return total / rows[:, None] / columns
 
 
 def tile_starts(length: int, side: int) -> list[int]:
