@@ -68,19 +68,24 @@ def choose(
     reasons = []
 
     if resolution is None:
-        resolution = max(SMALLEST_MODEL, min(SIDE_OF_MODEL, min(sides) // 16 * 16))
+        typical = sorted(sides)[len(sides) // 10]  # a few small ones must not decide for all
+        resolution = max(SMALLEST_MODEL, min(SIDE_OF_MODEL, typical // 16 * 16))
         lost = max(2, round(2 * longest / resolution))  # both sides are squeezed to the resolution
         reasons.append(
             f"resolution {resolution}: defects smaller than about {lost} pixels of your photographs are "
             "lost; a larger --resolution sees finer and takes longer"
         )
-    share = common_share(images)
+    if min(sides) < resolution:
+        small = paths[::step][sides.index(min(sides))]
+        reasons.append(f"{small} has a side of only {min(sides)} pixels and is enlarged; better leave it out")
     if texture == "auto":
-        texture = "yes" if len(images) >= ENOUGH and share < 0.2 else "no"
+        alike = common_share(images) < 0.2 and evenness(images) > 0.5
+        texture = "yes" if len(images) >= ENOUGH and alike else "no"
         what = (
             "every place looks like every other, so random crops are trained on"
             if texture == "yes"
-            else "the photographs share one layout, or are too few to tell, so they are trained on whole"
+            else "the photographs share one layout or show a part before a background, or are too few to "
+            "tell, so they are trained on whole"
         )
         reasons.append(f"texture {texture}: {what}")
     if symmetry == "auto":
@@ -109,6 +114,18 @@ def common_share(images: Tensor) -> float:
     """
     centred = images - images.mean((2, 3), keepdim=True)
     return float(centred.mean(0).square().mean() / centred.square().mean().clamp_min(1e-12))
+
+
+def evenness(images: Tensor) -> float:
+    """How alike the places of an image are, in [0, 1]: contrast in the quietest sixteenth of an image
+    ``(C, H, W)`` over that of its average sixteenth, the median over images ``(N, C, H, W)``.
+
+    A part that lies anywhere leaves some place empty: measured, discs and rods stay below .35 and the
+    textures of this book between .65 and 1.
+    """
+    side = images.shape[-1] // 4
+    places = images.mean(1).unfold(1, side, side).unfold(2, side, side).std((-2, -1)).flatten(1)
+    return float((places.amin(1) / places.mean(1).clamp_min(1e-6)).median())
 
 
 def shown_symmetry(images: Tensor) -> str:

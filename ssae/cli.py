@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import json
 import logging
 import sys
@@ -65,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.verbose:
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
         logging.getLogger("ssae").setLevel(logging.INFO)
+    # A file may have any name: it is shown as far as the terminal can, and read as it comes.
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
         with logging_redirect_tqdm() if options.verbose else nullcontext():
             return int(options.run(options))
@@ -88,12 +93,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         complain(error if isinstance(error, Interrupted) else "stopped")
         return INTERRUPTED
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            complain(
+                "the memory is full; choose a lower --resolution or fewer photographs, or end what else runs"
+            )
+            return INPUT_ERROR
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
         reason = str(error).strip().splitlines()[0]
         complain(f"torch cannot compile here ({reason}); install a C++ compiler, or leave --compile away")
         return INPUT_ERROR
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, that of a GPU, or that of torch on the CPU."""
+    named = type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, MemoryError) or named or "can't allocate memory" in str(error)
 
 
 def complain(message: object) -> None:
@@ -329,9 +345,10 @@ def run_train_together(options: argparse.Namespace) -> int:
 def run_train(options: argparse.Namespace) -> int:
     """``ssae train``."""
     from ssae import automatic
-    from ssae.datasets import open_category, unused_files
+    from ssae.datasets import data_sha256, open_category, unused_files
     from ssae.experiment import ExperimentSettings, RunError, split, texture_settings, train
     from ssae.models import preset_settings
+    from ssae.receipts import dataset_name
     from ssae.scoring import false_alarms
     from ssae.training import FitSettings
 
@@ -343,21 +360,23 @@ def run_train(options: argparse.Namespace) -> int:
             f"try {network.nearest_side(options.resolution)}"
         )
     category = open_category(options.data, options.category, options.resolution or 128)
-    if category.test_paths:
+    if category.test_paths and dataset_name(category) in ("textures", "mvtec_ad"):
         settings = ExperimentSettings.for_category(category.name, category.resolution, preset=options.preset)
         if options.symmetry != "auto":
             settings = replace(settings, symmetry=options.symmetry)
         if options.texture != "auto":
             settings = replace(settings, **texture_settings(options.texture == "yes", settings.resolution))
     else:
-        for problem in unused_files(options.data):
-            print(problem)
-        kept, held = split(category, options.seed)
-        known = false_alarms(len(held), 0).high
-        print(
-            f"{len(category.train_paths)} photographs of good parts: {len(kept)} to learn from, {len(held)} "
-            f"held out to set the threshold (false alarms will be known to lie below {100 * known:.0f} %)"
-        )
+        if not category.test_paths:
+            for problem in unused_files(category.root):
+                print(problem)
+            kept, held = split(category, options.seed)
+            known = false_alarms(len(held), 0).high
+            print(
+                f"{len(category.train_paths)} photographs of good parts: {len(kept)} to learn from, "
+                f"{len(held)} held out to set the threshold (false alarms will be known to lie below "
+                f"{100 * known:.0f} %)"
+            )
         settings, reasons = automatic.choose(
             category, options.resolution, options.symmetry, options.texture, options.preset
         )
@@ -375,6 +394,11 @@ def run_train(options: argparse.Namespace) -> int:
     source = category.root.parent if category.test_paths else category
     settings = replace(settings, fit=fit)
     receipt = train(settings, source, options.out, where, watch=True, textures=options.foreign)
+    if not category.test_paths and receipt["data_sha256"] != data_sha256(category):
+        raise RunError(
+            f"{options.out} is finished, and was trained on other photographs than {options.data} holds; "
+            "choose a new folder to train on these"
+        )
     after = "evaluate" if category.test_paths else "predict"
     print(
         f"{Path(options.out)}: {receipt['train_steps']} steps in {receipt['train_seconds']:.0f} s "
@@ -416,7 +440,7 @@ def run_predict(options: argparse.Namespace) -> int:
     if "-" in options.paths:
         if len(options.paths) > 1:
             raise RunError("- reads all paths from standard input; give either - or paths")
-        paths = (line.rstrip("\n") for line in sys.stdin if line.strip())
+        paths = map(given_path, filter(str.strip, sys.stdin))
     count = anomalous = failures = 0
     for found in inspect(run, paths, options.out, decision, options.maps):
         if isinstance(found, Failure):
@@ -431,6 +455,15 @@ def run_predict(options: argparse.Namespace) -> int:
     print(decision)
     print(f"{count} photographs, {anomalous} anomalous, {failures} unreadable; see {options.out}/report.html")
     return INPUT_ERROR if failures else OK
+
+
+def given_path(line: str) -> str:
+    """A path from a line of standard input."""
+    from ssae.experiment import RunError
+
+    if "\0" in line:
+        raise RunError("standard input has null bytes; give one path a line (find -print, not -print0)")
+    return line.rstrip("\n")
 
 
 def run_export(options: argparse.Namespace) -> int:

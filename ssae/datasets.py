@@ -27,7 +27,8 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -227,6 +228,7 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
         "remove one of the two",
     ),
     "duplicate": ("warning", "is the same image as {other}", "remove one of the two"),
+    "copy": ("warning", "is the same file as {other} and not used", "remove it"),
     "mixed_sizes": (
         "warning",
         "has images of several sizes ({sizes})",
@@ -310,6 +312,8 @@ def _printable(text: str) -> str:
 
 def _read_bytes(path: Path) -> tuple[bytes, list[Problem]]:
     try:
+        if path.is_dir():
+            return b"", _entries(path)[2] or [_problem("not_a_file", path)]
         if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
             return b"", [_problem("not_a_file", path)]
         data = path.read_bytes()
@@ -760,7 +764,8 @@ def load_folder(folder: str | os.PathLike[str], resolution: int) -> Category:
     """A bare folder of normal images as a `Category` without test images.
 
     The images lie directly in the folder or one level down. Where a subfolder is named ``good``, ``normal``
-    or ``ok``, as in the Folder layout of anomalib, only that one is read.
+    or ``ok``, as in the Folder layout of anomalib, only that one is read. Of files that are the same byte for
+    byte only the first counts: a copy among the held-out images would make them look familiar.
 
     Raises
     ------
@@ -786,7 +791,26 @@ def load_folder(folder: str | os.PathLike[str], resolution: int) -> Category:
         files = list(image_files(folder)) if _entries(folder)[1] or not inside else []
     for path in inside:
         files += image_files(path)
-    return Category(folder.resolve().name, folder, resolution, tuple(files))
+    copies = _copies(files)
+    return Category(
+        folder.resolve().name, folder, resolution, tuple(path for path in files if path not in copies)
+    )
+
+
+def _copies(files: Sequence[Path]) -> dict[Path, Path]:
+    """Files that hold the same bytes as one before them, and that one."""
+    sizes: dict[int, list[Path]] = {}
+    for path in files:
+        with suppress(OSError):  # what cannot be read is told when its pixels are asked for
+            sizes.setdefault(path.stat().st_size, []).append(path)
+    copies: dict[Path, Path] = {}
+    for alike in sizes.values():
+        seen: dict[str, Path] = {}
+        for path in alike if len(alike) > 1 else ():
+            data, _ = _read_bytes(path)
+            if data and (other := seen.setdefault(hashlib.sha256(data).hexdigest(), path)) is not path:
+                copies[path] = other
+    return copies
 
 
 def open_category(root: str | os.PathLike[str], category: str | None, resolution: int) -> Category:
@@ -806,7 +830,7 @@ def open_category(root: str | os.PathLike[str], category: str | None, resolution
     _raise_errors(_missing_folder(root, "give a folder of images, or a data set"))
     if (root / "train" / GOOD).is_dir():
         if not (root / "test").is_dir():
-            return load_folder(root / "train", resolution)
+            return replace(load_folder(root / "train", resolution), name=root.resolve().name)
         return load_category(root.resolve().parent, root.resolve().name, resolution)
     names = [name for name in _names(root) if (root / name / "train" / GOOD).is_dir()]
     if len(names) > 1:
@@ -816,16 +840,20 @@ def open_category(root: str | os.PathLike[str], category: str | None, resolution
 
 def unused_files(folder: str | os.PathLike[str]) -> list[Problem]:
     """What lies in a bare folder, and one level down, that :func:`load_folder` passes over."""
-    folders, _, problems = _entries(Path(folder))
+    folders, files, problems = _entries(Path(folder))
     for path in folders:
-        problems += _entries(path)[2]
-    return [problem for problem in problems if problem.kind == "ignored"]
+        _, inside, found = _entries(path)
+        files += inside
+        problems += found
+    copies = [_problem("copy", path, other=other) for path, other in _copies(files).items()]
+    return [problem for problem in problems if problem.kind == "ignored"] + copies
 
 
 def tree_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """The image files of a folder and of all folders in it, folder by folder in the order of their names.
 
-    Whatever a single file's fault may be is left to be found when it is read.
+    Whatever a single file's fault may be is left to be found when it is read; so is that of a folder inside
+    which may not be listed: it stands among the files itself.
 
     Raises
     ------
@@ -838,7 +866,11 @@ def tree_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     _raise_errors(problems)
     yield from files
     for path in folders:
-        if not path.is_symlink():  # which may lead back up
+        if path.is_symlink():  # which may lead back up
+            continue
+        if any(problem.severity == "error" for problem in _entries(path)[2]):
+            yield path
+        else:
             yield from tree_files(path)
 
 
@@ -865,6 +897,9 @@ def load_category(root: str | os.PathLike[str], category: str, resolution: int) 
     """
     _check_resolution(resolution)
     folder = Path(root) / category
+    if not folder.is_dir():  # on Linux a name with accents may be there in another composition
+        same = [path for path in _entries(Path(root))[0] if _key(path.name) == _key(category)]
+        folder = same[0] if same else folder
     found = ", ".join(_names(Path(root))) or "none"
     _raise_errors(_missing_folder(folder, f"choose one of the categories there: {found}"))
     listing, problems = _list_category(folder, resolution)
@@ -1078,7 +1113,7 @@ def check(root: str | os.PathLike[str]) -> list[Problem]:
     Parameters
     ----------
     root
-        A folder of categories, or the folder of one category.
+        A folder of categories, the folder of one category, or a bare folder of photographs.
 
     Returns
     -------
@@ -1094,8 +1129,8 @@ def check(root: str | os.PathLike[str]) -> list[Problem]:
         return sorted(_check_category(root))
     folders, strays, problems = _entries(root)
     names = _names(root)
-    if not names and not problems:
-        return [_no_categories(root)]
+    if not names and all(problem.kind == "ignored" for problem in problems):
+        return sorted(_check_bare(root))
     # Notes and licences beside the categories are nobody's fault; files inside them are looked at.
     problems = [problem for problem in problems if problem.kind != "ignored"]
     problems += [_problem("stray_image", path, where="CATEGORY/train/good") for path in strays]
@@ -1104,8 +1139,23 @@ def check(root: str | os.PathLike[str]) -> list[Problem]:
     return sorted(problems)
 
 
+def _check_bare(folder: Path) -> list[Problem]:
+    """What is wrong with a folder as :func:`load_folder` takes it."""
+    try:
+        category = load_folder(folder, resolution=1)
+    except DataError as error:
+        empty = all(problem.kind == "empty" for problem in error.problems)
+        return [_no_categories(folder)] if empty else list(error.problems)
+    return _check_images(category, unused_files(folder))
+
+
 def _check_category(folder: Path) -> list[Problem]:
-    category, problems = _list_category(folder, resolution=1)
+    return _check_images(*_list_category(folder, resolution=1))
+
+
+def _check_images(category: Category, problems: list[Problem]) -> list[Problem]:
+    """``problems`` that names show, and those of the images and masks themselves."""
+    folder = category.root
     digests: dict[Path, str] = {}
     sizes: dict[Path, tuple[int, int]] = {}
     modes: set[str] = set()

@@ -20,7 +20,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ssae.datasets import load_folder, photo_tensor, read_photo, upright_photo
+from ssae.datasets import SMALLEST, load_folder, photo_tensor, read_photo, upright_photo
 from ssae.experiment import (
     HOLD_OUT_OF_FOLDER,
     ExperimentSettings,
@@ -239,5 +239,10 @@ def _tensor(photograph: str | os.PathLike[str] | NDArray[np.uint8] | Image.Image
         raise RunError(
             f"a photograph must be (H, W) or (H, W, 3) with values of 8 bits (uint8, 0 to 255), got "
             f"{array.dtype} of shape {array.shape}; convert it first"
+        )
+    if min(array.shape[:2]) < SMALLEST:
+        raise RunError(
+            f"a photograph has at least {SMALLEST} pixels a side, got an array of shape {array.shape}; a "
+            "single photograph is given as a list of one"
         )
     return photo_tensor(Image.fromarray(array), resolution)

@@ -392,7 +392,7 @@ def _begun(
         # Compared as this version reads them: a setting that is newer than the run had its default then.
         if ExperimentSettings.from_json(config["settings"]).to_json() != settings.to_json():
             raise RunError(f"{run_dir} holds a run with other settings; choose another folder or remove it")
-        finished = (run_dir / "receipt.json").exists()
+        finished = all((run_dir / name).exists() for name in ("receipt.json", "weights.safetensors"))
         return config, read_json(run_dir / "receipt.json") if finished else None
     if run_dir.exists() and not run_dir.is_dir():
         raise RunError(f"{run_dir} is a file, and a run is a folder; choose another name")
@@ -463,7 +463,7 @@ def _measured(run: Run, data: str | os.PathLike[str] | None, category: str | Non
         raise RunError("this run does not know its data; name a category in the MVTec AD layout: --data")
     where = Path(data or run.data)
     given = data is not None or category is not None
-    if category is None and (where / run.settings.category).is_dir():
+    if category is None and (where / run.settings.category / "train").is_dir():
         category = run.settings.category
     test = open_category(where, category, run.settings.resolution)
     if not test.test_paths:
@@ -944,7 +944,10 @@ def make_corruption(
 
 
 def _pixels_sha256(images: Tensor) -> str:
-    return hashlib.sha256((255 * images).round().byte().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for some in images.split(64):  # all at once would take three times the memory of the images
+        digest.update((255 * some).round().byte().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def random_symmetry(images: Tensor, symmetry: str, generator: torch.Generator) -> Tensor:

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ssae.datasets import DataError, photo_tensor, read_photo, tree_files
 from ssae.experiment import Run, calibrate
+from ssae.files import naming
 from ssae.plotting import HEAT
 from ssae.receipts import RunError
 from ssae.report import Report
@@ -162,6 +163,7 @@ def inspect(
     workers = workers or min(8, os.cpu_count() or 1)
     for folder in FOLDERS[: 3 if maps else 2]:
         (out / folder).mkdir(parents=True, exist_ok=True)
+    (out / "report.html").unlink(missing_ok=True)  # of an earlier request, should this one be stopped
     report = Report(out / "report.html", str(decision))
 
     def process(batch: list[tuple[Path, str]]) -> list[Finding | Failure]:
@@ -313,12 +315,13 @@ def _write(
 
 
 def _save(image: Image.Image, path: Path, kind: str) -> None:
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "PNG":
-        path.write_bytes(png(np.asarray(image)))
-    else:
-        image.save(path, kind)
+    with naming(path):
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "PNG":
+            path.write_bytes(png(np.asarray(image)))
+        else:
+            image.save(path, kind)
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
@@ -395,5 +398,6 @@ class _Tables:
                 "heat_map": found.heat_map,
             }
         self.jsonl.write(json.dumps(record) + "\n")
-        self.csv.flush()
-        self.jsonl.flush()
+        for file in (self.csv, self.jsonl):
+            with naming(Path(file.name)):
+                file.flush()

@@ -21,6 +21,7 @@ import ssae
 from ssae.datasets import Category
 from ssae.files import write_atomically
 from ssae.schema import SchemaError, checked
+from ssae.textures import DEFECTS
 from ssae.training import cpu_capabilities
 
 # Numbers of images in the official split: normal training, normal test, defective test (Bergmann et al.,
@@ -51,10 +52,18 @@ class RunError(ValueError):
 def dataset_name(category: Category) -> str:
     """``"textures"`` for the embedded ones, ``"mvtec_ad"`` for its fifteen categories, else the root folder's
     name.
+
+    A name alone proves nothing: many sets have bottles. It is MVTec AD if there are as many training images,
+    or if the root folder is called so.
     """
-    if (category.root.parent / "manifest.json").exists():
+    root = category.root.resolve().parent
+    if category.name in DEFECTS and (root / "manifest.json").exists():
         return "textures"
-    return "mvtec_ad" if category.name in MVTEC_SPLIT else category.root.resolve().parent.name
+    if category.name in MVTEC_SPLIT and (
+        len(category.train_paths) == MVTEC_SPLIT[category.name][0] or "mvtec" in root.name.casefold()
+    ):
+        return "mvtec_ad"
+    return root.name
 
 
 def split_note(category: Category) -> str:
@@ -119,7 +128,7 @@ def read_json(path: Path) -> Any:
         If it is no JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:
         raise RunError(f"{path} cannot be read as JSON ({error})") from error
 

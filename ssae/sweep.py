@@ -64,7 +64,8 @@ class Grid:
         Seeds of training.
     base
         Settings that all jobs share, as they stand in a run's ``config.json``; what is not named keeps its
-        default for the category.
+        default for the category. Of categories outside MVTec AD nothing is known: name their ``symmetry``
+        and, for textures, ``crop`` and ``corruption``, as ``ssae train`` chooses and prints them.
     changes
         For each name, the settings that differ from ``base``. A change of ``{}`` is the base itself.
     """
@@ -117,15 +118,25 @@ class Job:
 
 
 def jobs_of(grid: Grid, data: str | os.PathLike[str], out: str | os.PathLike[str]) -> list[Job]:
-    """All jobs of a grid; the run of each is ``out/<change>/<category>-seed<k>``."""
+    """All jobs of a grid; the run of each is ``out/<change>/<category>-seed<k>``.
+
+    Raises
+    ------
+    RunError
+        If a change has a name or a value that settings cannot have.
+    """
+
+    def job(change: str, category: str, seed: int) -> Job:
+        try:
+            settings = changed_settings(category, seed, grid.base, grid.changes[change])
+        except RunError as error:
+            raise RunError(f"the grid's change {change!r}, laid over its base: {error}") from error
+        run_dir = Path(out) / change / f"{category}-seed{seed}"
+        return Job(change, settings, os.fspath(data), os.fspath(run_dir))
+
     return [
-        Job(
-            change,
-            changed_settings(category, seed, grid.base, settings),
-            os.fspath(data),
-            os.fspath(Path(out) / change / f"{category}-seed{seed}"),
-        )
-        for change, settings in grid.changes.items()
+        job(change, category, seed)
+        for change in grid.changes
         for category in grid.categories
         for seed in grid.seeds
     ]
@@ -155,8 +166,16 @@ def changed_settings(category: str, seed: int, *changes: Changes) -> ExperimentS
                 raise RunError(f"settings.preset: {preset!r} is none of {', '.join(PRESETS)}")
             values["model"] = json.loads(json.dumps(asdict(PRESETS[preset])))
         values = _lay_over(values, change)
+        length = change.get("fit")
+        if isinstance(length, dict):  # a training is so many steps long, or so many minutes
+            for given, other in (("steps", "minutes"), ("minutes", "steps")):
+                if length.get(given) is not None and other not in length:
+                    values["fit"][other] = None
     values["fit"]["seed"] = seed
-    return ExperimentSettings.from_json(values)
+    try:
+        return checked(ExperimentSettings, values, "settings")
+    except SchemaError as error:
+        raise RunError(str(error)) from error
 
 
 def _lay_over(values: dict[str, Any], change: Changes) -> dict[str, Any]:

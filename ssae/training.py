@@ -171,7 +171,7 @@ class CheckpointError(RuntimeError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop and did, leaving a checkpoint behind."""
+    """Training was asked to stop and did, leaving a checkpoint behind if it has a run folder."""
 
 
 def fit(
@@ -284,7 +284,8 @@ def fit_in_held(
                         on_first(report, model, log[-1])
             bar.update((state.step if settings.steps else min(state.seconds, bar.total)) - bar.n)
             if stopping and not state.finished():
-                raise Interrupted(f"stopped at step {state.step}; the same command goes on from there")
+                kept = "the same command goes on from there" if checkpoints else "nothing is kept of it"
+                raise Interrupted(f"stopped at step {state.step}; {kept}")
     if not log:  # it was over before, and its log has been removed since
         log.append(LogRow(state.step, state.seconds, math.nan, learning_rate(1.0, settings)))
     state.use_averaged_weights()
@@ -610,10 +611,12 @@ class _Checkpoints:
     def save(self, snapshot: Snapshot) -> None:
         name = f"step-{snapshot.step:09d}.safetensors"
         write_checkpoint(self.folder / name, snapshot, self.settings)
-        # What a killed process had begun to write is in nobody's way, except on a full disk.
-        leftovers = [path for path in self.folder.glob("step-*.partial") if path.name != f"{name}.partial"]
-        for old in [*self.paths()[: -self.KEEP], *leftovers]:
-            old.unlink()
+        # Later steps are of an attempt that nobody could go on with; counted as the newest, they would push
+        # out what is written now. What a killed process had begun to write only fills the disk.
+        done = [path for path in self.paths() if path.name <= name]
+        later = [path for path in self.paths() if path.name > name]
+        for old in [*done[: -self.KEEP], *later, *self.folder.glob("step-*.partial")]:
+            old.unlink(missing_ok=True)
 
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.safetensors"))

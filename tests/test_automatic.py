@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ssae.automatic import choose, common_share, shown_symmetry
+from ssae.automatic import choose, common_share, evenness, shown_symmetry
 from ssae.datasets import DataError, load_folder, open_category
 from ssae.experiment import random_symmetry
 from ssae.progress import Progress
 from ssae.scoring import ScoringSettings
+from ssae.textures import DEFECTS, make_textures
 from ssae.training import FitSettings, LogRow
 
 
@@ -45,6 +46,40 @@ def test_parts_share_a_layout_and_surfaces_do_not():
     assert common_share(parts()[:1].repeat(9, 1, 1, 1)) == pytest.approx(1, abs=1e-5)
 
 
+def lying_anywhere(count=60, side=64, seed=0):
+    """A dark rod, turned by any angle and at any place that holds all of it, on a noisy grey ground."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    images = []
+    for _ in range(count):
+        angle, (v, u) = np.pi * rng.random(), rng.uniform(20, side - 20, 2)
+        along = (x - u) * np.cos(angle) + (y - v) * np.sin(angle)
+        across = (x - u) * np.sin(angle) - (y - v) * np.cos(angle)
+        images.append(np.where((abs(along) < 18) & (abs(across) < 4), 0.2, 0.7))
+    images = np.stack(images)[:, None].repeat(3, 1)
+    return torch.from_numpy(images + rng.normal(0, 0.01, images.shape)).float().clamp(0, 1)
+
+
+def test_a_part_that_lies_anywhere_is_no_surface(tmp_path):
+    loose = lying_anywhere()
+    assert common_share(loose) < 0.2, "by this alone it would be one"
+    assert evenness(loose) < 0.4
+    assert evenness(surfaces()) > 0.8
+    for name, images in (("loose", loose), ("surface", surfaces(60))):
+        (tmp_path / name).mkdir()
+        for index, image in enumerate(images):
+            pixels = (255 * image.permute(1, 2, 0)).byte().numpy()
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    assert choose(load_folder(tmp_path / "loose", 64))[0].crop is None
+    assert choose(load_folder(tmp_path / "surface", 64))[0].crop == 32
+
+
+def test_the_textures_of_the_book_are_surfaces(tmp_path):
+    make_textures(tmp_path / "textures", test_good=1, per_defect=1)
+    for category in DEFECTS:
+        assert choose(open_category(tmp_path / "textures", category, 128))[0].crop == 64, category
+
+
 @pytest.mark.parametrize("symmetry", ["flips", "rotations"])
 def test_no_symmetry_is_claimed_that_the_photographs_lack(symmetry):
     """A missed one costs a little variety, a wrong one hides defects."""
@@ -75,6 +110,13 @@ def test_small_photographs_get_a_small_model(tmp_path):
     for index in range(3):
         Image.fromarray(np.full((70, 90, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
     assert choose(load_folder(tmp_path, 128))[0].resolution == 64
+
+
+def test_one_small_photograph_does_not_decide_for_all(folder):
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(folder / "thumbnail.png")
+    settings, reasons = choose(load_folder(folder, 128))
+    assert settings.resolution == 128
+    assert any("thumbnail.png" in reason and "40 pixels" in reason for reason in reasons)
 
 
 def test_a_folder_is_taken_for_what_it_is(folder, tmp_path):

@@ -2,12 +2,17 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from ssae import cli
 
 
 def ssae(*arguments, check=None, **environment):
@@ -169,6 +174,99 @@ def test_a_bare_folder_is_enough(parts, run_of_parts, tmp_path):
     finally:
         (parts.parent / "gone").rename(parts)
     assert "4 photographs" in result.stdout
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_not_passed_off_for_one_of_other_photographs(parts, tmp_path):
+    mine = shutil.copytree(parts, tmp_path / "mine")
+    command = ("train", "--data", mine, "--steps", 1, "--out", tmp_path / "run")
+    ssae(*command, check=0)
+    photograph(mine / "one more.png", seed=99)
+    assert "was trained on other photographs" in ssae(*command, check=1).stderr
+    (tmp_path / "run" / "weights.safetensors").unlink()
+    (mine / "one more.png").unlink()
+    ssae(*command, check=0)
+    assert (tmp_path / "run" / "weights.safetensors").exists(), "a run without weights is not finished"
+
+
+@pytest.mark.slow
+def test_photographs_in_train_good_get_a_test_split_later(parts, tmp_path):
+    mine = tmp_path / "screws"
+    shutil.copytree(parts / "monday", mine / "train" / "good")
+    ssae("train", "--data", mine, "--steps", 1, "--out", tmp_path / "run", check=0)
+    for kind, seed in (("good", 50), ("bent", 51)):
+        photograph(mine / "test" / kind / "0.png", (48, 48), seed)
+    (mine / "ground_truth" / "bent").mkdir(parents=True)
+    mask = np.zeros((48, 48), np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(mine / "ground_truth" / "bent" / "0_mask.png")
+    result = ssae("evaluate", tmp_path / "run", "--data", mine, check=0)
+    assert "screws" in result.stdout
+
+
+@pytest.mark.slow
+def test_another_data_set_of_the_layout_is_looked_at_too(tmp_path):
+    """Its bottles are not those of MVTec AD, whatever the folder is called."""
+    category = tmp_path / "btad" / "bottle"
+    for index in range(24):
+        photograph(category / "train" / "good" / f"{index}.png", (64, 64), index)
+    for kind in ("good", "bad"):
+        photograph(category / "test" / kind / "0.png", (64, 64), 100 + len(kind))
+    (category / "ground_truth" / "bad").mkdir(parents=True)
+    mask = np.zeros((64, 64), np.uint8)
+    mask[10:20, 10:20] = 255
+    Image.fromarray(mask).save(category / "ground_truth" / "bad" / "0.png")
+    run = tmp_path / "run"
+    said = ssae("train", "--data", tmp_path / "btad", "--steps", 1, "--out", run, check=0).stdout
+    assert "texture yes: " in said, said
+    assert "resolution 64: " in said, said
+    assert json.loads((run / "config.json").read_text())["settings"]["crop"] == 32
+    assert json.loads((run / "receipt.json").read_text())["dataset"] == "btad"
+    assert "ssae evaluate" in said
+
+
+@pytest.mark.slow
+def test_copies_are_named_and_left_out(parts, tmp_path):
+    mine = shutil.copytree(parts, tmp_path / "mine")
+    shutil.copy(mine / "1.jpg", mine / "1 (1).jpg")
+    said = ssae("train", "--data", mine, "--steps", 1, "--out", tmp_path / "run", check=0).stdout
+    assert "12 photographs of good parts" in said
+    assert re.search(r"1\.jpg is the same file as .*1 \(1\)\.jpg and not used", said), said
+    (mine / "broken.png").write_bytes(b"no image")
+    checked = ssae("data", "check", mine)
+    assert checked.returncode == 1
+    assert "broken.png" in checked.stdout
+    assert "1.jpg is the same" in checked.stdout
+
+
+@pytest.mark.slow
+def test_names_that_the_terminal_cannot_show(run_of_parts, tmp_path):
+    photograph(tmp_path / "photos" / "日本.png")
+    found = ssae(
+        "predict", run_of_parts[0], tmp_path / "photos", "--out", tmp_path / "out", PYTHONIOENCODING="ascii"
+    )
+    assert found.returncode == 0, found.stderr
+    assert "\\u65e5" in found.stdout
+
+
+@pytest.mark.slow
+def test_null_bytes_in_a_list_of_paths_are_refused_in_words(run_of_parts, tmp_path):
+    command = [sys.executable, "-m", "ssae.cli", "predict", run_of_parts[0], "-", "--out", tmp_path / "out"]
+    result = subprocess.run(command, input="a.png\0b.png\0", capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1
+    assert "find -print" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("... can't allocate memory: ...")]
+)
+def test_full_memory_is_said_in_words(error, monkeypatch, capsys):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("ssae.datasets.check", fail)
+    assert cli.main(["data", "check", "."]) == 1
+    assert "memory is full" in capsys.readouterr().err
 
 
 @pytest.mark.slow

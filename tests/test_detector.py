@@ -124,6 +124,11 @@ def test_an_open_image_whose_values_would_be_guessed_at_is_refused():
             _tensor(image, 32)
 
 
+def test_one_array_is_not_taken_for_a_list_of_rows(detector):
+    with pytest.raises(RunError, match="list of one"):
+        detector.predict(np.zeros((48, 60, 3), np.uint8))
+
+
 def test_no_steps_are_not_the_default_number_of_steps(tmp_path):
     with pytest.raises(ValueError, match="steps must be at least 1"):
         Detector(steps=0, resolution=32).fit([np.zeros((32, 32, 3), np.uint8)] * 3)

@@ -5,10 +5,12 @@ import html.parser
 import io
 import itertools
 import json
+import os
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,32 @@ def test_everything_is_written_and_a_bad_file_stops_nothing(run, photographs, tm
     assert [r["file"] for r in rows] == [r["image_path"] for r in lines] == [f.file for f in found]
     assert [float(r["score"]) for r in rows if not r["error"]] == [f.score for f in good]
     assert all(r["pred_label"] == (r["pred_score"] > 0.4) for r in lines if "error" not in r)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_passed_over(run, photographs, tmp_path, monkeypatch):
+    listdir = os.listdir
+
+    def refuse(path):
+        if Path(path).name == "bent":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    out = tmp_path / "out"
+    found = list(inspect(run, [photographs], out))
+    assert [Path(f.file).name for f in found if isinstance(f, Failure)] == ["bent"]
+    assert "permission" in next(f.message for f in found if isinstance(f, Failure)).lower()
+    assert len(found) == 7, "the six beside it are scored"
+    assert (out / "report.html").exists()
+
+
+def test_an_earlier_report_does_not_outlive_its_request(run, photographs, tmp_path):
+    out = tmp_path / "out"
+    list(inspect(run, [photographs], out))
+    stopped = inspect(run, [photographs], out)
+    next(stopped)
+    stopped.close()
+    assert not (out / "report.html").exists()
 
 
 def test_scores_do_not_depend_on_company(run, photographs, tmp_path):

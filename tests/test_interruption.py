@@ -208,6 +208,23 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path: Path) -> None:
     assert len(good_checkpoints(tmp_path)) == 2
 
 
+def test_unreadable_checkpoints_of_later_steps_push_nothing_out(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", 2 * EVERY + 2)
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    for step in (4000, 5000):
+        (run_dir / "checkpoints" / f"step-{step:09d}.safetensors").write_bytes(b"of another version")
+
+    def stop(step: int) -> None:
+        if step == EVERY + 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        train(run_dir, 2 * EVERY + 2, stop)
+    assert good_checkpoints(run_dir) == [EVERY], "what was written first is still there, and nothing else"
+    assert torch.equal(train(run_dir, 2 * EVERY + 2), whole)
+
+
 # A full disk
 
 

@@ -76,6 +76,12 @@ def test_a_change_alters_what_it_names_and_nothing_else():
     assert after == before
 
 
+def test_a_length_in_minutes_takes_the_place_of_that_in_steps():
+    assert changed_settings("brick", 0, {"fit": {"minutes": 5}}).fit.steps is None
+    both = changed_settings("brick", 0, {"fit": {"minutes": 5}}, {"fit": {"steps": 7}}).fit
+    assert (both.steps, both.minutes) == (7, None)
+
+
 def test_a_change_of_the_model_starts_from_the_preset():
     lite = ExperimentSettings.for_category("bottle").build_model().settings
     changed = changed_settings("bottle", 0, {"model": {"skip": "none"}})
@@ -113,8 +119,10 @@ def test_a_wrong_grid_is_refused_by_name(tmp_path, wrong, said):
 
 def test_an_unknown_setting_is_refused_before_anything_runs(data, tmp_path):
     grid = Grid(("brick",), (0,), BASE, {"good": {}, "typo": {"wieght": 0.5}})
-    with pytest.raises(RunError, match="wieght"):
+    with pytest.raises(RunError, match="wieght") as error:
         jobs_of(grid, data, tmp_path)
+    assert "change 'typo'" in str(error.value)
+    assert "train the run anew" not in str(error.value), "no run is there yet"
 
 
 @pytest.mark.parametrize(
