@@ -140,7 +140,7 @@ export const modified = ({ ctrlKey, metaKey, altKey }) => ctrlKey || metaKey || 
 
 /**
  * Run `task` for the newest request only: while one answer is being computed, later requests replace each
- * other, so a slow model never queues up work nobody waits for.
+ * other, so a slow model never queues up work nobody waits for. A failure is thrown unless a newer request works.
  */
 export function latest(task) {
   let waiting = null;
@@ -149,15 +149,19 @@ export function latest(task) {
     waiting = request;
     if (busy) return;
     busy = true;
-    try {
-      while (waiting) {
-        const next = waiting;
-        waiting = null;
+    let failure = null;
+    while (waiting) {
+      const next = waiting;
+      waiting = null;
+      try {
         await task(...next);
+        failure = null;
+      } catch (error) {
+        failure = { error };
       }
-    } finally {
-      busy = false;
     }
+    busy = false;
+    if (failure) throw failure.error;
   };
 }
 
