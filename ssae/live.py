@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -437,31 +439,57 @@ def write_score_explorer(
     chosen = torch.cat([(~category.labels).nonzero().flatten()[:good], wrong[spread]])
     images = category.test_images()[chosen]
     masks = category.test_masks()[chosen].float()
-    maps = F.adaptive_avg_pool2d(difference_map(images, run.reconstruct(images)), side)
-    truth = F.adaptive_avg_pool2d(masks, side) >= 0.5
-    largest = float(maps.max())
-    channels = torch.stack([(maps / largest).sqrt(), truth.float(), torch.zeros_like(maps)], dim=-1)
-    small = F.adaptive_avg_pool2d(images, side).permute(0, 2, 3, 1)
-    files = {"maps": "score-explorer.maps.png", "images": "score-explorer.images.png"}
-    for role, pixels in (("maps", channels), ("images", small)):
-        strip = (255 * pixels.flatten(0, 1)).round().byte().numpy()
+    maps = difference_map(images, run.reconstruct(images))
+    largest, strips = explorer_strips(images, maps, masks, side)
+    files = {role: f"score-explorer.{role}.png" for role in strips}
+    for role, strip in strips.items():
         Image.fromarray(strip).save(directory / files[role], optimize=True)
     kinds = [path.parent.name for path in category.test_paths]
+    titles = [kinds[i] for i in chosen.tolist()]
+    maps, truth = F.adaptive_avg_pool2d(maps, side), F.adaptive_avg_pool2d(masks, side) >= 0.5
     _draw_score_explorer(maps, truth, directory / "score-explorer.png")
     return write_payload(
         "score-explorer",
         figure="score-explorer",
-        settings={
-            "side": side,
-            "largest": largest,
-            "titles": [kinds[i] for i in chosen.tolist()],
-            "kernel": 3,
-            "passes": run.settings.scoring.passes,
-            "limit": 0.3,
-        },
+        settings=explorer_settings(largest, titles, run.settings.scoring.passes, side),
         files=files,
         directory=directory,
     )
+
+
+def explorer_strips(
+    images: Tensor, maps: Tensor, masks: Tensor, side: int = 64
+) -> tuple[float, dict[str, NDArray[np.uint8]]]:
+    """What the score explorer reads of images ``(N, 3, S, S)``, maps ``(N, S, S)`` and masks ``(N, S, S)``.
+
+    Returns
+    -------
+    tuple
+        The largest value of the maps; and two strips of pictures, one below the other, each
+        ``(N * side, side, 3)``: ``maps`` with the root of a map, as a share of the largest, in red and the
+        mask in green; ``images``.
+    """
+    maps = F.adaptive_avg_pool2d(maps.float(), side)
+    truth = F.adaptive_avg_pool2d(masks.float(), side) >= 0.5
+    largest = float(maps.max())
+    channels = torch.stack([(maps / largest).sqrt(), truth.float(), torch.zeros_like(maps)], dim=-1)
+    small = F.adaptive_avg_pool2d(images.float(), side).permute(0, 2, 3, 1)
+    pixels = {"maps": channels, "images": small}
+    return largest, {
+        role: (255 * values.flatten(0, 1)).round().byte().numpy() for role, values in pixels.items()
+    }
+
+
+def explorer_settings(largest: float, titles: Sequence[str], passes: int, side: int = 64) -> dict[str, Any]:
+    """Settings of the score explorer: see :func:`explorer_strips`."""
+    return {
+        "side": side,
+        "largest": largest,
+        "titles": list(titles),
+        "kernel": 3,
+        "passes": passes,
+        "limit": 0.3,
+    }
 
 
 def _draw_score_explorer(maps: Tensor, truth: Tensor, path: Path) -> None:

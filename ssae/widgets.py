@@ -1,9 +1,9 @@
 """The live figures in a notebook: the page's own modules through anywidget, answered by the kernel's model.
 
-``playground(...)``, ``signal_repair(...)``, ``blind_spot(...)``, ``corruption_bench(...)`` and
-``paint_a_defect(...)`` open the figures of the same names in Jupyter, VS Code and Colab. Nothing is exported
-for them: each answer is a forward pass of the torch model at hand, so a model trained anew in the notebook
-answers at once. Explained in the back matter of the book.
+``playground(...)``, ``signal_repair(...)``, ``blind_spot(...)``, ``corruption_bench(...)``,
+``paint_a_defect(...)`` and ``score_explorer(...)`` open the figures of the same names in Jupyter, VS Code and
+Colab. Nothing is exported for them: each answer is a forward pass of the torch model at hand, so a model
+trained anew in the notebook answers at once. Explained in the back matter of the book.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import base64
 import io
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,19 @@ import torch
 import traitlets
 from ipywidgets import Widget, interact
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch import Tensor, nn
 
-from ssae.live import SCENES, SIGNALS, BlindSpot, CorruptionBench, curve_points, save_strip
+from ssae.live import (
+    SCENES,
+    SIGNALS,
+    BlindSpot,
+    CorruptionBench,
+    curve_points,
+    explorer_settings,
+    explorer_strips,
+    save_strip,
+)
 from ssae.payloads import FORMAT, VERSION, encode_array
 from ssae.scoring import ScoringSettings
 
@@ -167,7 +177,16 @@ def _payload(figure: str, settings: dict[str, Any], **arrays: ArrayLike | Tensor
     }
 
 
-def playground(models: Mapping[str, Predict], scene: str = "circle") -> LiveFigure:
+def in_notebook(make: Callable[[], Widget]) -> Widget | None:
+    """The widget of ``make`` in a notebook; nothing in the pages of the book, where the page's own figure
+    answers.
+    """
+    return None if os.environ.get("SSAE_BOOK_PAGES") else make()
+
+
+def playground(
+    models: Mapping[str, Predict], scene: str = "circle", options: Mapping[str, Any] | None = None
+) -> LiveFigure:
     """The projection playground on one manifold.
 
     Parameters
@@ -176,6 +195,8 @@ def playground(models: Mapping[str, Predict], scene: str = "circle") -> LiveFigu
         Maps of the plane, ``(B, 2)`` to ``(B, 2)``, by the keys of ``ssae.live.PLAYGROUND_OBJECTIVES``.
     scene : {"circle", "ellipse", "sine"}
         The manifold.
+    options : mapping, optional
+        What the directive's ``:options:`` are in a page.
     """
     chosen = SCENES[scene]
     settings = {
@@ -188,7 +209,8 @@ def playground(models: Mapping[str, Predict], scene: str = "circle") -> LiveFigu
     }
     samples = chosen.manifold.sample(150, torch.Generator().manual_seed(1))
     payload = _payload("projection-playground", settings, curve=curve_points(chosen), samples=samples)
-    return LiveFigure("projection-playground", payload, models, options={"methods": ["exact", *models]})
+    shown = {"methods": ["exact", *models], **(options or {})}
+    return LiveFigure("projection-playground", payload, models, options=shown)
 
 
 def signal_repair(models: Mapping[str, tuple[str, Predict]]) -> LiveFigure:
@@ -279,6 +301,31 @@ def corruption_bench(bench: CorruptionBench) -> LiveFigure:
     return LiveFigure("corruption-bench", payload, {}, parts=parts, file_urls=files)
 
 
+def score_explorer(
+    images: Tensor, maps: Tensor, masks: Tensor, titles: Sequence[str], passes: int = 3
+) -> LiveFigure:
+    """The figure with one threshold over many heat maps, for maps of your own.
+
+    Parameters
+    ----------
+    images : Tensor
+        ``(N, 3, S, S)`` in [0, 1].
+    maps : Tensor
+        What a model changed in each, ``(N, S, S)``, not negative and not filtered yet, see
+        ``ssae.scoring.difference_map``.
+    masks : Tensor
+        ``(N, S, S)``, true where an image is defective; some pixel has to be, and some not.
+    titles : sequence of str
+        A name for each image.
+    passes : int
+        How often the box filter is applied.
+    """
+    largest, strips = explorer_strips(images, maps, masks)
+    payload = _payload("score-explorer", explorer_settings(largest, titles, passes))
+    files = {role: _address_of(Image.fromarray(strip)) for role, strip in strips.items()}
+    return LiveFigure("score-explorer", payload, {}, file_urls=files)
+
+
 def sliders(draw: Callable[..., object], **controls: Widget) -> None:
     """``ipywidgets.interact`` in a notebook; in the pages of the book, which have no kernel, one frame.
 
@@ -299,4 +346,14 @@ def _address(images: Tensor) -> str:
     """Images ``(N, 3, S, S)`` as one picture, one below the other, in an address of its own."""
     buffer = io.BytesIO()
     save_strip(images, buffer)
+    return _data_address(buffer)
+
+
+def _address_of(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return _data_address(buffer)
+
+
+def _data_address(buffer: io.BytesIO) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1206,6 +1206,9 @@ def test_every_widget_works_in_a_frame_of_no_origin(browser, site: Site, address
     images = site.blind_spot.sources
     (run,) = site.runs.values()
     own = {"own": ("own", run.model)}
+    masks = torch.zeros(len(images), *images.shape[2:])
+    masks[1:, 20:40, 10:30] = 1
+    maps = masks * 0.3 + images.mean(1) * 0.5
     context = browser.new_context()
     for widget, answer, control, key in (
         (widgets.signal_repair({"own": ("own", torch.tanh)}), "change-model", "Noise", "End"),
@@ -1217,6 +1220,7 @@ def test_every_widget_works_in_a_frame_of_no_origin(browser, site: Site, address
             "Home",
         ),
         (widgets.paint_a_defect(run.model, images, limit=0.05, image_limit=0.05), "area", "Threshold", "End"),
+        (widgets.score_explorer(images, maps, masks, ["a wall"] * len(images)), "tpr", "Threshold", "Home"),
     ):
         output = Output(context, widget, address)
         cell = output.figure.locator(f"[data-readout={answer}]")

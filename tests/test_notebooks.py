@@ -27,3 +27,10 @@ def test_notebook_runs_far_from_the_repository(path, tmp_path, monkeypatch):
     client.execute()  # raises at the first cell that fails
     ran = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     assert all(cell.execution_count for cell in ran)
+    figures = [cell for cell in ran if "widgets.in_notebook(" in cell.source]
+    page = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert len(figures) == page.count("{live-figure}") or path.stem == "intro", (
+        "a figure of the page is missing"
+    )
+    for cell in figures:
+        assert any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in cell.outputs)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 
 import numpy as np
 import pytest
 import torch
 from ipywidgets import Dropdown, FloatSlider
+from PIL import Image
 
 from ssae import widgets
 from ssae.corruption import procedural_textures
@@ -61,10 +64,32 @@ def test_every_figure_becomes_one_module() -> None:
         "blind-spot",
         "corruption-bench",
         "paint-a-defect",
+        "score-explorer",
     ):
         module = widgets.linked_module(figure)
         assert not re.search(r"^import ", module, re.MULTILINE), figure
         assert len(re.findall("^export ", module, re.MULTILINE)) == 1, figure
+
+
+def test_a_widget_is_made_in_a_notebook_and_not_in_the_pages(monkeypatch) -> None:
+    monkeypatch.delenv("SSAE_BOOK_PAGES", raising=False)
+    assert isinstance(widgets.in_notebook(lambda: widgets.playground({})), widgets.LiveFigure)
+    monkeypatch.setenv("SSAE_BOOK_PAGES", "1")
+    assert widgets.in_notebook(lambda: pytest.fail("nobody sees it")) is None
+
+
+def test_the_score_explorer_shows_the_maps_it_was_given() -> None:
+    maps = torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(3, 128, 128, dtype=torch.bool)
+    masks[2, 32:64, 32:64] = True
+    widget = widgets.score_explorer(torch.rand(3, 3, 128, 128), maps, masks, ["good", "good", "chip"])
+    data = base64.b64decode(widget.file_urls["maps"].partition(",")[2])
+    strip = np.asarray(Image.open(io.BytesIO(data))).reshape(3, 64, 64, 3)
+    settings = widget.payload["settings"]
+    there = torch.nn.functional.avg_pool2d(maps, 2).numpy()
+    np.testing.assert_allclose(settings["largest"] * (strip[..., 0] / 255) ** 2, there, atol=0.01)
+    assert (strip[..., 1] > 127).sum((1, 2)).tolist() == [0, 0, 256]
+    assert settings["titles"] == ["good", "good", "chip"]
 
 
 def test_the_blind_spot_is_answered_by_both_networks() -> None:

@@ -202,6 +202,10 @@ def _directive(name: str, argument: str, body: list[str], page: str) -> list[str
         return []
     if name in {"exercise-start", "solution-start"}:  # what follows may be code cells: no box around it
         return [f"**{name.split('-')[0].title()}.**"]
+    if name == "live-figure":
+        address = f"{repository.pages_url()}{page}.html#{options['name']}"
+        here = "A cell below that opens it is answered by this kernel."
+        return [f"*(A live figure of the book: [{page}]({address}). {here})*", "", *_blocks(body, page)]
     return [f"*(This part lives in the book: [{page}]({repository.pages_url()}{page}.html).)*"]
 
 

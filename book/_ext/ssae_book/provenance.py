@@ -83,6 +83,7 @@ def receipts() -> list[tuple[str, ...]]:
         seconds = record.get("train_seconds")
         rows.append(
             (
+                path.parent.relative_to(ROOT / "results").as_posix(),
                 str(record.get("dataset", "")).replace("_", " "),
                 str(record["category"]).replace("_", " "),
                 f"{record.get('preset', '')}, {record.get('resolution', '')} px",
@@ -108,8 +109,45 @@ def benchmarks() -> list[tuple[str, ...]]:
     for path in sorted((ROOT / "benchmarks").rglob("*.json")):
         for key, value in _flat(_json(path)):
             measured = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if "ratio" in key.lower() and measured and not key.startswith("bars"):
+            # `results ssae` are shares that one of this package's own ways has of another.
+            if "ratio" in key.lower() and measured and not key.startswith(("bars", "results ssae")):
                 rows.append((path.stem.replace("_", " "), key.replace("_", " "), f"{value:.2f}"))
+    return rows
+
+
+def speeds() -> list[tuple[str, ...]]:
+    """A row for each way to apply a model that ``bench_inference.py`` has timed."""
+    measured = _json(ROOT / "benchmarks" / "results" / "inference.json") or {}
+    return [
+        (
+            f"{side} × {side}",
+            name,
+            f"{way['images_per_second']:.0f}",
+            *(f"{way[key]:.1f}" if key in way else "–" for key in ("latency_p50_ms", "latency_p99_ms")),
+            f"{way['memory_mib']:.0f}",
+            f"{way['share_of_bare_model']:.2f}",
+        )
+        for side, ways in measured.get("sizes", {}).items()
+        for name, way in ways.items()
+    ]
+
+
+def training() -> list[tuple[str, ...]]:
+    """A row for each way to train that ``bench_training.py`` has timed."""
+    rows = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("training*.json")):
+        record = _json(path) or {}
+        for name, way in record.get("ways", {}).items():
+            rows.append(
+                (
+                    str(record.get("preset", "lite")),
+                    f"{record['batch']} of {record['size']} × {record['size']}",
+                    {"plain": "eager, float32", "ssae": "as `ssae train`"}.get(name, name),
+                    f"{way['images_per_second']:.1f}",
+                    f"{way['share_of_matmul_peak']:.2f}",
+                    f"{way['memory_mib']:.0f}",
+                )
+            )
     return rows
 
 
@@ -170,6 +208,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] =
     "packages": (("package", "version"), packages),  # type: ignore[dict-item]
     "receipts": (
         (
+            "folder",
             "data",
             "category",
             "model",
@@ -185,11 +224,19 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] =
         receipts,
     ),
     "benchmarks": (("benchmark", "ratio", "value"), benchmarks),
+    "speeds": (
+        ("size", "way", "photographs/s", "p50 [ms]", "p99 [ms]", "memory [MiB]", "of the bare model"),
+        speeds,
+    ),
+    "training": (
+        ("preset", "batch", "way", "images/s", "of the matmul peak", "memory [MiB]"),
+        training,
+    ),
 }
 
 
 class BuildRecord(SphinxDirective):
-    """``{build-record} machine|packages|receipts|benchmarks``: a table of facts about this build."""
+    """``{build-record} machine|packages|receipts|benchmarks|speeds|training``: a table of facts."""
 
     required_arguments = 1
     option_spec: ClassVar[dict] = {}
@@ -214,7 +261,8 @@ def _refresh(app: Sphinx, env: BuildEnvironment, added: set, changed: set, remov
     looks = [
         path.read_bytes() for name in ("_static", "_templates") for path in files_under(ROOT / "book" / name)
     ]
-    facts = repr((packages(), receipts(), benchmarks(), [hashlib.sha256(look).hexdigest() for look in looks]))
+    tables = (packages(), receipts(), benchmarks(), speeds(), training())
+    facts = repr((*tables, [hashlib.sha256(look).hexdigest() for look in looks]))
     if not (added or changed or removed) and getattr(env, "ssae_build_facts", None) == facts:
         return []
     env.ssae_build_facts = facts  # type: ignore[attr-defined]
