@@ -142,6 +142,28 @@ def test_the_page_prints_the_committed_receipts(root, html):
         assert cell in page
 
 
+@pytest.mark.slow
+def test_a_changed_receipt_changes_the_chapter(root, tmp_path, monkeypatch):
+    """Nothing of the tables is typed in: the chapter run beside other receipts prints those."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    for name in ("ssae", "results", "weights"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "results" / "mvtec_ad" / "pill" / "lite-128-seed0.json"
+    value = json.loads(path.read_text())
+    value["metrics"]["pixel_ap"] = 0.1234
+    path.write_text(json.dumps(value))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("SSAE_MVTEC_ROOT", raising=False)
+    notebook = nbformat.read(root / "book" / "12_mvtec.ipynb", as_version=4)
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, resources=where).execute()
+    shown = "".join(str(output) for cell in notebook.cells for output in cell.get("outputs", []))
+    for results, there in ((root / "results", False), (tmp_path / "results", True)):
+        table = results_table(read_receipts(results / "mvtec_ad")).splitlines()
+        (row,) = (line for line in table if line.startswith("| pill "))
+        assert (row in shown) is there, row
+
+
 def test_the_commit_is_that_of_the_package_and_of_no_repository_around_it(tmp_path):
     package = Path(ssae.__file__).parent
     shutil.copytree(package, tmp_path / "site" / "ssae", ignore=shutil.ignore_patterns("__pycache__"))

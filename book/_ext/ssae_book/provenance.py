@@ -132,6 +132,15 @@ def speeds() -> list[tuple[str, ...]]:
     ]
 
 
+def stream() -> list[tuple[str, ...]]:
+    """One row: many photographs in one request, from ``bench_stream.py``."""
+    record = _json(ROOT / "benchmarks" / "results" / "stream.json")
+    if record is None:
+        return []
+    keys = ("images", "images_per_second", "memory_mib_after_a_tenth", "memory_mib")
+    return [tuple(f"{record[key]:,.0f}" for key in keys)]
+
+
 def training() -> list[tuple[str, ...]]:
     """A row for each way to train that ``bench_training.py`` has timed."""
     rows = []
@@ -228,6 +237,10 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] =
         ("size", "way", "photographs/s", "p50 [ms]", "p99 [ms]", "memory [MiB]", "of the bare model"),
         speeds,
     ),
+    "stream": (
+        ("photographs", "photographs/s", "memory after a tenth [MiB]", "at the end [MiB]"),
+        stream,
+    ),
     "training": (
         ("preset", "batch", "way", "images/s", "of the matmul peak", "memory [MiB]"),
         training,
@@ -236,7 +249,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[], list[tuple[str, ...]]]]] =
 
 
 class BuildRecord(SphinxDirective):
-    """``{build-record} machine|packages|receipts|benchmarks|speeds|training``: a table of facts."""
+    """``{build-record} machine|packages|receipts|benchmarks|speeds|stream|training``: a table."""
 
     required_arguments = 1
     option_spec: ClassVar[dict] = {}
@@ -261,7 +274,7 @@ def _refresh(app: Sphinx, env: BuildEnvironment, added: set, changed: set, remov
     looks = [
         path.read_bytes() for name in ("_static", "_templates") for path in files_under(ROOT / "book" / name)
     ]
-    tables = (packages(), receipts(), benchmarks(), speeds(), training())
+    tables = (packages(), receipts(), benchmarks(), speeds(), stream(), training())
     facts = repr((*tables, [hashlib.sha256(look).hexdigest() for look in looks]))
     if not (added or changed or removed) and getattr(env, "ssae_build_facts", None) == facts:
         return []
