@@ -26,7 +26,7 @@ def worker(folder: Path, out: Path, size: int, count: int, threads: int, pipe: C
     """Send number and seconds of all photographs, and the greatest memory on the way and at the end."""
     torch.set_num_threads(threads)
     start, early, number = time.perf_counter(), 0.0, 0
-    for number, _ in enumerate(inspect(make_run(size), [folder], out), start=1):  # noqa: B007 (counted)
+    for number, _ in enumerate(inspect(make_run(size), [folder], out), start=1):
         if number == count // 10:
             early = common.peak_mebibytes()
     pipe.send((number, time.perf_counter() - start, early, common.peak_mebibytes()))
@@ -48,7 +48,9 @@ def main() -> None:
         number, seconds, early, late = here.recv()
         process.join()
         report = (out / "report.html").stat().st_size
-    print(f"{number} photographs, {number / seconds:.0f}/s; {early:.0f} MiB after a tenth, {late:.0f} at the end")
+    print(
+        f"{number} photographs, {number / seconds:.0f}/s; {early:.0f} MiB after a tenth, {late:.0f} at the end"
+    )
     record = {
         "benchmark": "stream",
         "images": number,

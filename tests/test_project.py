@@ -157,6 +157,16 @@ MACHINE = re.compile(
 BINARY = {".png", ".jpg", ".webp", ".safetensors", ".onnx", ".wasm", ".woff2", ".ico", ".npz"}
 
 
+def test_every_exercise_is_listed_and_has_a_solution(root):
+    chapters = "\n".join(path.read_text(encoding="utf8") for path in sorted((root / "book").glob("[01]*.md")))
+    exercises = re.findall(r"^:label: (ex-[\w-]+)$", chapters, re.MULTILINE)
+    listed = re.findall(r"{ref}`(ex-[\w-]+)`", (root / "book" / "solutions.md").read_text(encoding="utf8"))
+    assert len(exercises) > 40
+    assert listed == exercises
+    for label in exercises:
+        assert re.search(rf"{{solution(-start)?}} {label}$", chapters, re.MULTILINE), label
+
+
 def test_no_registry_and_no_path_of_a_machine_is_named(tracked, root):
     for path in tracked:
         if path.suffix in BINARY:
