@@ -48,9 +48,8 @@ def main() -> None:
         number, seconds, early, late = here.recv()
         process.join()
         report = (out / "report.html").stat().st_size
-    print(
-        f"{number} photographs, {number / seconds:.0f}/s; {early:.0f} MiB after a tenth, {late:.0f} at the end"
-    )
+    memory = f"{early:.0f} MiB after a tenth, {late:.0f} at the end"
+    print(f"{number} photographs, {number / seconds:.0f}/s; {memory}")
     record = {
         "benchmark": "stream",
         "images": number,

@@ -157,6 +157,13 @@ MACHINE = re.compile(
 BINARY = {".png", ".jpg", ".webp", ".safetensors", ".onnx", ".wasm", ".woff2", ".ico", ".npz"}
 
 
+def test_the_readme_names_the_chapters_as_they_are(root):
+    readme = (root / "README.md").read_text(encoding="utf8")
+    for path in sorted((root / "book").glob("[01]*.md")):
+        title = re.search("^# (.*)$", path.read_text(encoding="utf8"), re.MULTILINE)[1]
+        assert f"{int(path.name[:2])}. [{title}](book/{path.name})" in readme
+
+
 def test_every_exercise_is_listed_and_has_a_solution(root):
     chapters = "\n".join(path.read_text(encoding="utf8") for path in sorted((root / "book").glob("[01]*.md")))
     exercises = re.findall(r"^:label: (ex-[\w-]+)$", chapters, re.MULTILINE)
