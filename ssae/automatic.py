@@ -75,9 +75,17 @@ def choose(
             f"resolution {resolution}: defects smaller than about {lost} pixels of your photographs are "
             "lost; a larger --resolution sees finer and takes longer"
         )
-    if min(sides) < resolution:
-        small = paths[::step][sides.index(min(sides))]
-        reasons.append(f"{small} has a side of only {min(sides)} pixels and is enlarged; better leave it out")
+    small = [path for path, side in zip(paths[::step], sides, strict=True) if side < resolution]
+    if len(small) > len(sides) // 10:
+        reasons.append(
+            f"{len(small)} of the {len(sides)} photographs looked at have a side of less than {resolution} "
+            "pixels and are enlarged; a lower --resolution would lose nothing"
+        )
+    elif small:
+        reasons.append(
+            f"{len(small)} of the {len(sides)} photographs looked at have a side of less than {resolution} "
+            f"pixels and are enlarged, {small[0]} for one; better leave them out"
+        )
     if texture == "auto":
         alike = common_share(images) < 0.2 and evenness(images) > 0.5
         texture = "yes" if len(images) >= ENOUGH and alike else "no"

@@ -95,9 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
-            complain(
-                "the memory is full; choose a lower --resolution or fewer photographs, or end what else runs"
-            )
+            smaller = ", or choose a lower --resolution or fewer photographs"
+            complain(f"the memory is full; end what else runs{smaller * hasattr(options, 'resolution')}")
             return INPUT_ERROR
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             raise
@@ -317,10 +316,12 @@ def parser() -> argparse.ArgumentParser:
         "check",
         parents=[talk],
         help="list everything that is wrong with a data set",
-        description="Look at every file of a data set in the MVTec AD folder layout and list every problem "
-        "with its mend.",
+        description="Look at every file of a data set in the MVTec AD folder layout, or of a bare folder of "
+        "photographs, and list every problem with its mend.",
     )
-    check.add_argument("root", metavar="ROOT", help="data set, or one category of it")
+    check.add_argument(
+        "root", metavar="ROOT", help="data set, one category of it, or a folder of photographs"
+    )
     check.set_defaults(run=run_check)
     add_fetch_arguments(
         data.add_parser(
@@ -393,8 +394,9 @@ def run_train(options: argparse.Namespace) -> int:
     )
     source = category.root.parent if category.test_paths else category
     settings = replace(settings, fit=fit)
+    finished = (Path(options.out) / "receipt.json").exists()
     receipt = train(settings, source, options.out, where, watch=True, textures=options.foreign)
-    if not category.test_paths and receipt["data_sha256"] != data_sha256(category):
+    if finished and not category.test_paths and receipt["data_sha256"] != data_sha256(category):
         raise RunError(
             f"{options.out} is finished, and was trained on other photographs than {options.data} holds; "
             "choose a new folder to train on these"

@@ -313,7 +313,8 @@ def _printable(text: str) -> str:
 def _read_bytes(path: Path) -> tuple[bytes, list[Problem]]:
     try:
         if path.is_dir():
-            return b"", _entries(path)[2] or [_problem("not_a_file", path)]
+            unlisted = [problem for problem in _entries(path)[2] if problem.severity == "error"]
+            return b"", unlisted or [_problem("not_a_file", path)]
         if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
             return b"", [_problem("not_a_file", path)]
         data = path.read_bytes()
@@ -775,38 +776,50 @@ def load_folder(folder: str | os.PathLike[str], resolution: int) -> Category:
     """
     _check_resolution(resolution)
     folder = Path(folder)
-    _raise_errors(_missing_folder(folder, "give a folder of images"))
-    inside = _entries(folder)[0]
-    good = [path for path in inside if path.name.strip().casefold() in _MEANS_GOOD]
-    files: list[Path] = []
-    if good:
-        inside = good
-    else:
-        _raise_errors(
-            _problem("bad_folder", path)
-            for path in inside
-            if path.name.strip().casefold() in _NOT_TO_TRAIN_ON
-        )
-        inside = [path for path in inside if _entries(path)[1]]
-        files = list(image_files(folder)) if _entries(folder)[1] or not inside else []
-    for path in inside:
-        files += image_files(path)
+    files, problems = _bare_files(folder)
+    _raise_errors(problems)
     copies = _copies(files)
     return Category(
         folder.resolve().name, folder, resolution, tuple(path for path in files if path not in copies)
     )
 
 
+def _bare_files(folder: Path) -> tuple[list[Path], list[Problem]]:
+    """The files that :func:`load_folder` reads, copies among them, and what is wrong with where they lie."""
+    problems = _missing_folder(folder, "give a folder of images")
+    if problems:
+        return [], problems
+    inside = _entries(folder)[0]
+    good = [path for path in inside if path.name.strip().casefold() in _MEANS_GOOD]
+    folders = good or [path for path in inside if _entries(path)[1]]
+    if not good:
+        bad = [path for path in inside if path.name.strip().casefold() in _NOT_TO_TRAIN_ON]
+        problems += [_problem("bad_folder", path) for path in bad]
+        if _entries(folder)[1] or not folders:
+            folders = [folder, *folders]
+    files: list[Path] = []
+    for path in folders:
+        found, wrong = _image_folder(path)
+        files += found
+        # That there are folders inside is how photographs one level down are given.
+        problems += [problem for problem in wrong if path != folder or problem.kind != "nested_folder"]
+    return files, problems
+
+
 def _copies(files: Sequence[Path]) -> dict[Path, Path]:
     """Files that hold the same bytes as one before them, and that one."""
-    sizes: dict[int, list[Path]] = {}
+    alike: dict[tuple[int, bytes], list[Path]] = {}
     for path in files:
         with suppress(OSError):  # what cannot be read is told when its pixels are asked for
-            sizes.setdefault(path.stat().st_size, []).append(path)
+            size = path.stat().st_size
+            with open(path, "rb") as file:
+                file.seek(size // 2)
+                # Files without compression are all of one size, and few differ nowhere in the middle.
+                alike.setdefault((size, file.read(1 << 16)), []).append(path)
     copies: dict[Path, Path] = {}
-    for alike in sizes.values():
+    for group in alike.values():
         seen: dict[str, Path] = {}
-        for path in alike if len(alike) > 1 else ():
+        for path in group if len(group) > 1 else ():
             data, _ = _read_bytes(path)
             if data and (other := seen.setdefault(hashlib.sha256(data).hexdigest(), path)) is not path:
                 copies[path] = other
@@ -840,12 +853,12 @@ def open_category(root: str | os.PathLike[str], category: str | None, resolution
 
 def unused_files(folder: str | os.PathLike[str]) -> list[Problem]:
     """What lies in a bare folder, and one level down, that :func:`load_folder` passes over."""
-    folders, files, problems = _entries(Path(folder))
+    folders, _, problems = _entries(Path(folder))
     for path in folders:
-        _, inside, found = _entries(path)
-        files += inside
-        problems += found
-    copies = [_problem("copy", path, other=other) for path, other in _copies(files).items()]
+        problems += _entries(path)[2]
+    copies = [
+        _problem("copy", path, other=other) for path, other in _copies(_bare_files(Path(folder))[0]).items()
+    ]
     return [problem for problem in problems if problem.kind == "ignored"] + copies
 
 
@@ -896,10 +909,7 @@ def load_category(root: str | os.PathLike[str], category: str, resolution: int) 
         A split is missing or empty, a mask is missing or ambiguous, or a file lies both in train and in test.
     """
     _check_resolution(resolution)
-    folder = Path(root) / category
-    if not folder.is_dir():  # on Linux a name with accents may be there in another composition
-        same = [path for path in _entries(Path(root))[0] if _key(path.name) == _key(category)]
-        folder = same[0] if same else folder
+    folder = category_folder(Path(root), category)
     found = ", ".join(_names(Path(root))) or "none"
     _raise_errors(_missing_folder(folder, f"choose one of the categories there: {found}"))
     listing, problems = _list_category(folder, resolution)
@@ -910,6 +920,17 @@ def load_category(root: str | os.PathLike[str], category: str, resolution: int) 
             digests[path] = hashlib.sha256(data).hexdigest()
     _raise_errors(problems + _duplicates(listing, digests))
     return listing
+
+
+def category_folder(root: Path, category: str) -> Path:
+    """Where a category lies, if it is there: on Linux a name with accents may be there in another
+    composition.
+    """
+    folder = root / category
+    if not folder.is_dir() and root.is_dir():
+        same = [path for path in _entries(root)[0] if _key(path.name) == _key(category)]
+        folder = same[0] if same else folder
+    return folder
 
 
 def _list_category(folder: Path, resolution: int) -> tuple[Category, list[Problem]]:
@@ -1141,12 +1162,12 @@ def check(root: str | os.PathLike[str]) -> list[Problem]:
 
 def _check_bare(folder: Path) -> list[Problem]:
     """What is wrong with a folder as :func:`load_folder` takes it."""
-    try:
-        category = load_folder(folder, resolution=1)
-    except DataError as error:
-        empty = all(problem.kind == "empty" for problem in error.problems)
-        return [_no_categories(folder)] if empty else list(error.problems)
-    return _check_images(category, unused_files(folder))
+    files, problems = _bare_files(folder)
+    if not files:
+        grave = [problem for problem in problems if problem.severity == "error" and problem.kind != "empty"]
+        return grave or [_no_categories(folder)]
+    ignored = {problem for problem in unused_files(folder) if problem not in problems}
+    return _check_images(Category(folder.resolve().name, folder, 1, tuple(files)), [*problems, *ignored])
 
 
 def _check_category(folder: Path) -> list[Problem]:

@@ -29,6 +29,7 @@ from ssae import metrics, textures
 from ssae.corruption import CorruptionSettings, PartialCorruption, procedural_textures
 from ssae.datasets import (
     Category,
+    category_folder,
     data_sha256,
     load_category,
     load_images,
@@ -286,6 +287,7 @@ def train(
     else:
         category = load_category(data, settings.category, settings.resolution)
     with sole_writer(run_dir):
+        on_first(_clear_partial_files, run_dir)
         return _train(settings, category, data, run_dir, device, progress, watch, foreign)
 
 
@@ -377,6 +379,12 @@ def _train(
     return on_first(finish)
 
 
+def _clear_partial_files(run_dir: Path) -> None:
+    """Remove what killed processes had begun to write."""
+    for path in run_dir.glob("*.partial"):
+        path.unlink(missing_ok=True)
+
+
 def _begun(
     run_dir: Path, settings: ExperimentSettings
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -463,7 +471,7 @@ def _measured(run: Run, data: str | os.PathLike[str] | None, category: str | Non
         raise RunError("this run does not know its data; name a category in the MVTec AD layout: --data")
     where = Path(data or run.data)
     given = data is not None or category is not None
-    if category is None and (where / run.settings.category / "train").is_dir():
+    if category is None and (category_folder(where, run.settings.category) / "train").is_dir():
         category = run.settings.category
     test = open_category(where, category, run.settings.resolution)
     if not test.test_paths:

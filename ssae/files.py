@@ -60,4 +60,6 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # Pillow's own
+            raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, error.strerror, error.filename or os.fspath(path)) from error

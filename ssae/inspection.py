@@ -14,6 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -377,9 +378,11 @@ class _Tables:
     def __enter__(self) -> _Tables:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.csv.close()
-        self.jsonl.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        for file in (self.csv, self.jsonl):
+            # Closing writes what could not be written before, and may fail again: the first error counts.
+            with suppress(OSError) if kind else naming(Path(file.name)):
+                file.close()
 
     def add(self, found: Finding | Failure) -> None:
         if isinstance(found, Failure):

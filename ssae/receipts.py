@@ -7,6 +7,7 @@ versions they came from. The book prints no result that it does not read from on
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -56,7 +57,7 @@ def dataset_name(category: Category) -> str:
     A name alone proves nothing: many sets have bottles. It is MVTec AD if there are as many training images,
     or if the root folder is called so.
     """
-    root = category.root.resolve().parent
+    root = Path(os.path.abspath(category.root)).parent  # not that of what a link points to
     if category.name in DEFECTS and (root / "manifest.json").exists():
         return "textures"
     if category.name in MVTEC_SPLIT and (

@@ -64,8 +64,9 @@ class Grid:
         Seeds of training.
     base
         Settings that all jobs share, as they stand in a run's ``config.json``; what is not named keeps its
-        default for the category. Of categories outside MVTec AD nothing is known: name their ``symmetry``
-        and, for textures, ``crop`` and ``corruption``, as ``ssae train`` chooses and prints them.
+        default for the category. Of others than those of MVTec AD and the embedded textures nothing is known:
+        name their ``symmetry`` and, for textures, ``crop`` and ``corruption``, as they stand in the
+        ``config.json`` of a run of ``ssae train``.
     changes
         For each name, the settings that differ from ``base``. A change of ``{}`` is the base itself.
     """

@@ -232,11 +232,18 @@ def test_copies_are_named_and_left_out(parts, tmp_path):
     said = ssae("train", "--data", mine, "--steps", 1, "--out", tmp_path / "run", check=0).stdout
     assert "12 photographs of good parts" in said
     assert re.search(r"1\.jpg is the same file as .*1 \(1\)\.jpg and not used", said), said
+    # A folder that is not read has no copies, and none of its files may be blamed for one.
+    chosen = tmp_path / "chosen"
+    for folder in ("all", "good"):
+        shutil.copytree(parts / "monday", chosen / folder)
+    assert "is the same" not in ssae("data", "check", chosen, check=0).stdout
     (mine / "broken.png").write_bytes(b"no image")
+    shutil.copy(mine / "2.bmp", mine / "1.bmp")
     checked = ssae("data", "check", mine)
     assert checked.returncode == 1
     assert "broken.png" in checked.stdout
     assert "1.jpg is the same" in checked.stdout
+    assert "differs from" in checked.stdout, "one fault hides no other"
 
 
 @pytest.mark.slow
@@ -258,7 +265,8 @@ def test_null_bytes_in_a_list_of_paths_are_refused_in_words(run_of_parts, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("... can't allocate memory: ...")]
+    "error",
+    [MemoryError(), torch.cuda.OutOfMemoryError("CUDA"), RuntimeError("... can't allocate memory: ...")],
 )
 def test_full_memory_is_said_in_words(error, monkeypatch, capsys):
     def fail(*_):

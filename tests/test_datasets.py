@@ -32,6 +32,7 @@ from ssae.datasets import (
     load_masks,
     load_textures,
     mvtec_root,
+    read_photo,
 )
 
 SIZE = 24
@@ -495,6 +496,28 @@ def test_damage_is_named_and_refused_where_it_matters(root: Path, name: str) -> 
         with pytest.raises(DataError) as refusal:
             use_everything(root)
         assert kind in {problem.kind for problem in refusal.value.problems}
+
+
+def test_a_category_is_found_whatever_its_accents_are_made_of(tmp_path: Path) -> None:
+    decomposed = "Geha\u0308use"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
+    for split, kind in (("train", "good"), ("test", "good"), ("test", "bent")):
+        (tmp_path / decomposed / split / kind).mkdir(parents=True)
+    for index, split in enumerate(("train/good", "test/good", "test/bent")):
+        image.rotate(90 * index).save(tmp_path / decomposed / split / f"{index}.png")
+    (tmp_path / decomposed / "ground_truth" / "bent").mkdir(parents=True)
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:9, 5:9] = 255
+    Image.fromarray(mask).save(tmp_path / decomposed / "ground_truth" / "bent" / "2_mask.png")
+    category = load_category(tmp_path, "Geh\u00e4use", 16)
+    assert category.name == "Geh\u00e4use"
+    assert len(category.train_paths) == 1
+
+
+def test_a_folder_is_no_photograph(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("a stray file")
+    with pytest.raises(DataError, match="not a regular file"):
+        read_photo(tmp_path)
 
 
 def test_the_table_covers_every_kind_that_a_folder_can_show() -> None:

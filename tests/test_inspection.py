@@ -102,6 +102,15 @@ def test_a_folder_that_cannot_be_listed_is_named_and_passed_over(run, photograph
     assert (out / "report.html").exists()
 
 
+def test_a_full_disk_is_named_by_the_table_that_had_no_room(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full on this system")
+    (tmp_path / "scores.csv").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space") as error, inspection._Tables(tmp_path) as tables:
+        tables.add(Failure("a.png", "unreadable"))
+    assert error.value.filename == str(tmp_path / "scores.csv")
+
+
 def test_an_earlier_report_does_not_outlive_its_request(run, photographs, tmp_path):
     out = tmp_path / "out"
     list(inspect(run, [photographs], out))

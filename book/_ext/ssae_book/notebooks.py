@@ -204,8 +204,8 @@ def _directive(name: str, argument: str, body: list[str], page: str) -> list[str
         return [f"**{name.split('-')[0].title()}.**"]
     if name == "live-figure":
         address = f"{repository.pages_url()}{page}.html#{options['name']}"
-        here = "A cell below that opens it is answered by this kernel."
-        return [f"*(A live figure of the book: [{page}]({address}). {here})*", "", *_blocks(body, page)]
+        here = "" if page == "intro" else " A cell below opens it, answered by this kernel."
+        return [f"*(A live figure of the book: [{page}]({address}).{here})*", "", *_blocks(body, page)]
     return [f"*(This part lives in the book: [{page}]({repository.pages_url()}{page}.html).)*"]
 
 

@@ -261,7 +261,7 @@ class BuildRecord(SphinxDirective):
             raise self.error(f"build-record: {kind!r} is none of {', '.join(TABLES)}")
         header, rows_of = TABLES[kind]
         rows = rows_of()
-        lines = _table(header, rows) if rows else [f"*There are no {kind} yet.*"]
+        lines = _table(header, rows) if rows else ["*Nothing has been recorded yet.*"]
         node = nodes.container(classes=["build-record", f"build-record-{kind}"])
         self.state.nested_parse(StringList(lines, source=self.env.docname), 0, node)
         self.env.metadata[self.env.docname]["ssae_build_record"] = "yes"
