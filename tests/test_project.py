@@ -166,11 +166,12 @@ def test_the_readme_names_the_chapters_as_they_are(root):
 
 def test_every_exercise_is_listed_and_has_a_solution(root):
     chapters = "\n".join(path.read_text(encoding="utf8") for path in sorted((root / "book").glob("[01]*.md")))
-    exercises = re.findall(r"^:label: (ex-[\w-]+)$", chapters, re.MULTILINE)
-    listed = re.findall(r"{ref}`(ex-[\w-]+)`", (root / "book" / "solutions.md").read_text(encoding="utf8"))
+    exercises = re.findall(r"^`{3,}{exercise(?:-start)?} (.*)\n:label: (ex-[\w-]+)$", chapters, re.MULTILINE)
     assert len(exercises) > 40
-    assert listed == exercises
-    for label in exercises:
+    assert len(exercises) == len(re.findall(r"^:label: ex-", chapters, re.MULTILINE))
+    listed = (root / "book" / "solutions.md").read_text(encoding="utf8")
+    assert [(title, label) for label, title in re.findall(r"{ref}`(ex-[\w-]+)`: (.*)", listed)] == exercises
+    for _, label in exercises:
         assert re.search(rf"{{solution(-start)?}} {label}$", chapters, re.MULTILINE), label
 
 
