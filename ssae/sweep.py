@@ -50,6 +50,8 @@ Changes = dict[str, Any]
 
 # Sides of the box filter that `examine` tries.
 FILTERS = (1, 3, 5, 7, 9, 11, 13)
+# Numbers of passes of it that `examine` tries.
+PASSES = (0, 1, 2, 3, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,11 @@ def examine(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     that into its receipt.
 
     ``validation`` holds the metrics on drawn defects (:func:`ssae.experiment.drawn_ground`). ``filters``
-    holds the same for box filters of other sides (:data:`FILTERS`), by the side, and ``root`` for the root
-    of the difference where the run squares, and the other way round. The same names with ``_on_pasted``:
-    pasted defects (:func:`ssae.experiment.pasted_ground`), except for textures. What is chosen is chosen on
-    these; ``filters_on_test`` and ``root_on_test`` show afterwards whether they were a good guide.
+    holds the same for box filters of other sides (:data:`FILTERS`), by the side, ``passes`` for other numbers
+    of passes (:data:`PASSES`), and ``root`` for the root of the difference where the run squares, and the
+    other way round. The same names with ``_on_pasted``: pasted defects
+    (:func:`ssae.experiment.pasted_ground`), except for textures. What is chosen is chosen on these; the names
+    with ``_on_test`` show afterwards whether they were a good guide.
     """
     run = load_run(run_dir)
     path = Path(run_dir) / "receipt.json"
@@ -236,6 +239,7 @@ def _under_heat_maps(run: Run, images: Tensor, truth: Tensor) -> dict[str, Any]:
     return {
         "validation": measured(),
         "filters": {str(kernel): measured(kernel=kernel) for kernel in FILTERS},
+        "passes": {str(passes): measured(passes=passes) for passes in PASSES},
         "root": measured(root=not run.settings.scoring.root),
     }
 
