@@ -312,10 +312,11 @@ def _printable(text: str) -> str:
 
 def _read_bytes(path: Path) -> tuple[bytes, list[Problem]]:
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             unlisted = [problem for problem in _entries(path)[2] if problem.severity == "error"]
             return b"", unlisted or [_problem("not_a_file", path)]
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for ever
+        if not stat.S_ISREG(mode):  # opening a named pipe would wait for ever
             return b"", [_problem("not_a_file", path)]
         data = path.read_bytes()
     except PermissionError:
@@ -811,11 +812,14 @@ def _copies(files: Sequence[Path]) -> dict[Path, Path]:
     alike: dict[tuple[int, bytes], list[Path]] = {}
     for path in files:
         with suppress(OSError):  # what cannot be read is told when its pixels are asked for
-            size = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for ever
+                continue
             with open(path, "rb") as file:
-                file.seek(size // 2)
+                file.seek(status.st_size // 2)
                 # Files without compression are all of one size, and few differ nowhere in the middle.
-                alike.setdefault((size, file.read(1 << 16)), []).append(path)
+                middle = hashlib.sha256(file.read(1 << 16)).digest()
+            alike.setdefault((status.st_size, middle), []).append(path)
     copies: dict[Path, Path] = {}
     for group in alike.values():
         seen: dict[str, Path] = {}
@@ -881,10 +885,10 @@ def tree_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     for path in folders:
         if path.is_symlink():  # which may lead back up
             continue
-        if any(problem.severity == "error" for problem in _entries(path)[2]):
-            yield path
-        else:
+        try:
             yield from tree_files(path)
+        except DataError:
+            yield path
 
 
 def load_category(root: str | os.PathLike[str], category: str, resolution: int) -> Category:

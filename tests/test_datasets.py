@@ -514,6 +514,16 @@ def test_a_category_is_found_whatever_its_accents_are_made_of(tmp_path: Path) ->
     assert len(category.train_paths) == 1
 
 
+def test_a_named_pipe_among_photographs_does_not_wait_for_ever(tmp_path: Path) -> None:
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes on this system")
+    for seed in range(3):
+        photo(seed).save(tmp_path / f"{seed}.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert len(load_folder(tmp_path, 16).train_paths) == 4
+    assert [problem.kind for problem in check(tmp_path) if problem.severity == "error"] == ["not_a_file"]
+
+
 def test_a_folder_is_no_photograph(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a stray file")
     with pytest.raises(DataError, match="not a regular file"):
