@@ -7,13 +7,21 @@ and each choice comes with its reason. Explained in chapter 14.
 
 from __future__ import annotations
 
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssae.datasets import Category, photo_tensor, read_photo
 from ssae.experiment import ExperimentSettings, texture_settings
 from ssae.scoring import ScoringSettings
+
+T = TypeVar("T")
 
 SAMPLE = 100  # photographs looked at
 ENOUGH = 20  # with fewer, nothing is read off them
@@ -42,6 +50,37 @@ def choose(
     ----------
     category
         From :func:`ssae.datasets.load_folder`; its own resolution plays no part.
+    resolution, symmetry, texture, preset
+        See :func:`choose_for`.
+
+    Raises
+    ------
+    DataError
+        If a photograph cannot be read.
+    """
+    paths = category.train_paths
+    return choose_for(category.name, paths, read_photo, resolution, symmetry, texture, preset)
+
+
+def choose_for(
+    name: str,
+    photographs: Sequence[T],
+    read: Callable[[T], Image.Image],
+    resolution: int | None = None,
+    symmetry: str = "auto",
+    texture: str = "auto",
+    preset: str = "lite",
+) -> tuple[ExperimentSettings, list[str]]:
+    """Settings for photographs, and the reason of each.
+
+    Parameters
+    ----------
+    name
+        What the settings call them.
+    photographs
+        At least one; files, arrays or whatever ``read`` takes.
+    read
+        Makes an image of one of them.
     resolution
         Height and width of the model's images; None to choose.
     symmetry
@@ -50,18 +89,15 @@ def choose(
         ``"yes"`` where the photographs show one surface that looks alike everywhere, ``"no"``, or ``"auto"``.
     preset
         Model, see ``ssae.models.PRESETS``.
-
-    Raises
-    ------
-    DataError
-        If a photograph cannot be read.
     """
-    paths = category.train_paths
-    step = max(1, -(-len(paths) // SAMPLE))
-    photos, sides, longest = [], [], 0
-    for path in paths[::step]:
-        photo = read_photo(path)
+    # At random: every fifth, say, could be the same side of each part, or the same camera of several.
+    chosen = random.Random(0).sample(range(len(photographs)), min(SAMPLE, len(photographs)))
+    sample = [photographs[index] for index in sorted(chosen)]
+    photos, sides, shapes, longest = [], [], [], 0
+    for photograph in sample:
+        photo = read(photograph)
         sides.append(min(photo.size))
+        shapes.append(photo.width / photo.height)
         longest = max(longest, *photo.size)
         photos.append(photo_tensor(photo, SIDE))
     images = torch.stack(photos)
@@ -75,16 +111,22 @@ def choose(
             f"resolution {resolution}: defects smaller than about {lost} pixels of your photographs are "
             "lost; a larger --resolution sees finer and takes longer"
         )
-    small = [path for path, side in zip(paths[::step], sides, strict=True) if side < resolution]
+    small = [photo for photo, side in zip(sample, sides, strict=True) if side < resolution]
     if len(small) > len(sides) // 10:
         reasons.append(
             f"{len(small)} of the {len(sides)} photographs looked at have a side of less than {resolution} "
             "pixels and are enlarged; a lower --resolution would lose nothing"
         )
     elif small:
+        example = f", {small[0]} for one" if isinstance(small[0], str | os.PathLike) else ""
         reasons.append(
             f"{len(small)} of the {len(sides)} photographs looked at have a side of less than {resolution} "
-            f"pixels and are enlarged, {small[0]} for one; better leave them out"
+            f"pixels and are enlarged{example}; better leave them out"
+        )
+    if max(shapes) > 1.05 * min(shapes):
+        reasons.append(
+            f"the photographs are between {min(shapes):.2f} and {max(shapes):.2f} times as wide as high, and "
+            "all are squeezed to a square, so that one part looks different in each; turn or crop them alike"
         )
     if texture == "auto":
         alike = common_share(images) < 0.2 and evenness(images) > 0.5
@@ -105,7 +147,7 @@ def choose(
             else f"symmetry {symmetry}: your photographs look alike when they are mirrored or turned so"
         )
     settings = ExperimentSettings(
-        category.name,
+        name,
         preset=preset,
         resolution=resolution,
         symmetry=symmetry,

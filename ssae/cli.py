@@ -282,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
         "run in a folder of its own below DIR. Started again, it passes over what is finished and goes on "
         "with the rest. Prints a table at the end; the exit code is 1 if a run failed.",
     )
-    sweep.add_argument("grid", metavar="GRID", help="JSON file: categories, seeds, base, changes")
+    sweep.add_argument("grid", metavar="GRID", help="JSON file: categories, seeds, base, changes, each")
     sweep.add_argument("--data", required=True, metavar="ROOT", help="data set in the MVTec AD folder layout")
     sweep.add_argument("--out", required=True, metavar="DIR", help="folder of all runs")
     sweep.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="runs at a time (default 1)")
@@ -373,6 +373,8 @@ def run_train(options: argparse.Namespace) -> int:
                 print(problem)
             kept, held = split(category, options.seed)
             known = false_alarms(len(held), 0).high
+            if len(category.train_paths) < automatic.ENOUGH:
+                print(f"{len(category.train_paths)} photographs are few: fifty are a start")
             print(
                 f"{len(category.train_paths)} photographs of good parts: {len(kept)} to learn from, "
                 f"{len(held)} held out to set the threshold (false alarms will be known to lie below "
@@ -424,10 +426,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
     for name, value in receipt["metrics"].items():
         print(f"  {name:<18} {value:.4f}")
     for kind, of in receipt["defects"].items():
-        print(
-            f"  {kind}: {of['images']} images, image AUROC {of['image_auroc']:.4f}, pixel AUROC "
-            f"{of['pixel_auroc']:.4f}"
-        )
+        pixels = f", pixel AUROC {of['pixel_auroc']:.4f}" if "pixel_auroc" in of else ""
+        print(f"  {kind}: {of['images']} images, image AUROC {of['image_auroc']:.4f}{pixels}")
+    if "au_pro" not in receipt["metrics"]:
+        print("no masks, so what is found where was not measured")
     return OK
 
 

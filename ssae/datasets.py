@@ -21,14 +21,17 @@ import hashlib
 import io
 import logging
 import os
+import re
 import stat
 import time
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,12 +70,14 @@ __all__ = [
 GOOD = "good"
 MAX_PIXELS = 100_000_000  # a header that claims more is taken for a bomb
 FEW_IMAGES = 10  # a smaller training set is pointed out
+READ_AHEAD = 64  # photographs that are decoded side by side
 SMALLEST = 16  # pixels a side; nothing smaller is a photograph
 
 _FORMATS = {
     ".png": {"PNG"},
     ".jpg": {"JPEG", "MPO"},
     ".jpeg": {"JPEG", "MPO"},
+    ".jfif": {"JPEG"},
     ".bmp": {"BMP", "DIB"},
     ".tif": {"TIFF"},
     ".tiff": {"TIFF"},
@@ -82,9 +87,15 @@ _FORMATS = {
 # would start another program.
 _DECODERS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")
 _ENDINGS = ", ".join(_FORMATS)
+# Photographs in formats that are not read: nobody would miss them silently.
+_FOREIGN = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
 _IGNORED = {"thumbs.db", "desktop.ini", "license.txt", "readme.txt"}
 _MEANS_GOOD = {"good", "ok", "normal", "okay", "goods"}
-_MEANS_BAD = {"bad", "ng", "nok", "abnormal", "anomalous", "defect", "defects", "defective", "faulty"}
+# Words in the name of a folder that say so, as in "def_front" or "ko".
+_MEANS_BAD = {
+    *("abnormal", "anomalies", "anomalous", "anomaly", "bad", "broken", "crack", "cracked", "damaged", "def"),
+    *("defect", "defective", "defects", "fail", "failed", "faulty", "ko", "ng", "nok", "reject", "rejected"),
+}
 _NOT_TO_TRAIN_ON = _MEANS_BAD | {"test", "mask", "masks", "ground_truth"}
 _VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wmv", ".mpg", ".mpeg"}
 
@@ -109,6 +120,7 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
     "zero_bytes": ("error", "is an empty file", "copy the file again"),
     "lfs_pointer": ("error", "is a Git LFS pointer, not the image", "run `git lfs pull` in its repository"),
     "video": ("error", "is a video", "save single pictures of it as PNG or JPEG and give those"),
+    "foreign_format": ("error", "is in a format that is not read ({format})", "export it as JPEG or PNG"),
     "bomb": (
         "error",
         f"claims more than {MAX_PIXELS // 10**6} million pixels",
@@ -151,7 +163,8 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
     "mask_not_binary": (
         "error",
         "has values between normal and defective",
-        "threshold it to 0 and 255 and save it as PNG, never as JPEG",
+        "set what is defective to 255 and the rest to 0 (of class numbers all but 0 are defective), and save "
+        "it as PNG, never as JPEG",
     ),
     "mask_size": (
         "error",
@@ -163,6 +176,11 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
         "is a defective image without a mask",
         "draw ground_truth/{defect}/{stem}_mask.png",
     ),
+    "mask_folder": (
+        "error",
+        "is a folder where the mask of an image should be",
+        "unite the masks in it into one file, {stem}_mask.png; to train only, give the folder {train}",
+    ),
     "mask_ambiguous": ("error", "has several masks: {masks}", "keep one"),
     "mask_on_good": (
         "error",
@@ -173,13 +191,18 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
     "no_masks": (
         "error",
         "does not exist, so no image of this defect has a mask",
-        "put NAME_mask.png files there",
+        "put NAME_mask.png files there; to train only, give the folder {train}",
+    ),
+    "no_truth": (
+        "warning",
+        "does not exist, so there are no masks, and only image AUROC can be measured",
+        "draw ground_truth/DEFECT/NAME_mask.png to measure what is found where, too",
     ),
     "orphan_masks": ("warning", "holds masks of a defect that test does not have", "restore test/{defect}"),
     # the folders
     "missing": ("error", "does not exist", "{mend}"),
     "not_a_folder": ("error", "is not a folder", "{mend}"),
-    "empty": ("error", "holds no image", "put images there ({endings})"),
+    "empty": ("error", "holds no image", "{mend}"),
     "no_categories": ("error", "holds no category of the MVTec AD layout", "{mend}"),
     "no_defects": ("error", "holds no defect folder, and metrics need both kinds", "add test/DEFECT"),
     "good_misspelt": ("error", "would count as a defect, but its name says normal", "name it exactly 'good'"),
@@ -196,6 +219,11 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
     ),
     "stray_image": ("warning", "lies outside the layout and is not used", "move it into {where}"),
     "ignored": ("warning", "is of no known image type and not used", "convert it to PNG or remove it"),
+    "passed_over": (
+        "warning",
+        "holds {count} images where none are looked for; they are not used",
+        "move them beside the others, or give this folder alone",
+    ),
     "not_a_category": (
         "warning",
         "has neither train nor test and is not used",
@@ -382,8 +410,11 @@ def _normalised(image: Image.Image) -> _Decoded:
 
 def _read(path: Path) -> tuple[_Decoded | None, list[Problem]]:
     """The decoded file, or None, and what is wrong with it whether photograph or mask."""
-    if path.suffix.lower() in _VIDEOS:
+    ending = path.suffix.lower()
+    if ending in _VIDEOS:
         return None, [_problem("video", path)]
+    if ending in _FOREIGN:
+        return None, [_problem("foreign_format", path, format=ending[1:].upper())]
     data, problems = _read_bytes(path)
     if not data:
         return None, problems
@@ -483,8 +514,16 @@ def load_images(paths: Sequence[str | os.PathLike[str]], resolution: int) -> Ten
     _check_resolution(resolution)
     images = torch.empty(len(paths), 3, resolution, resolution)
     start = time.perf_counter()
-    for index, path in enumerate(progress_over(paths, "images")):
-        images[index] = photo_tensor(read_photo(path), resolution)
+
+    def read(path: str | os.PathLike[str]) -> Tensor:
+        return photo_tensor(read_photo(path), resolution)
+
+    # Decoding and resizing leave Python's lock to others. A few ahead at a time, not all.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        start_of = range(0, len(paths), READ_AHEAD)
+        batches = (pool.map(read, paths[start : start + READ_AHEAD]) for start in start_of)
+        for index, image in enumerate(progress_over(chain.from_iterable(batches), "images", len(paths))):
+            images[index] = image
     LOGGER.info("read %d images in %.1f s", len(paths), time.perf_counter() - start)
     return images
 
@@ -556,7 +595,7 @@ def load_textures(folder: str | os.PathLike[str], size: int, count: int = 256) -
     _check_resolution(size)
     files = list(tree_files(folder))
     if not files:
-        raise DataError(_problem("empty", Path(folder), endings=_ENDINGS))
+        raise DataError(_problem("empty", Path(folder), mend=f"put images there ({_ENDINGS})"))
     count = min(count, len(files))
     chosen = [files[round(i * (len(files) - 1) / max(1, count - 1))] for i in range(count)]
     textures = torch.empty(len(chosen), 3, size, size)
@@ -633,9 +672,9 @@ def _check_resolution(resolution: int) -> None:
         raise ValueError(f"resolution is {resolution}; give the height and width in pixels, for example 256")
 
 
-def progress_over(items: Sequence[T], what: str) -> Iterable[T]:
+def progress_over(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
     """``items``, with a progress bar and the time left on a terminal once they have taken two seconds."""
-    return tqdm(items, desc=what, delay=2, leave=False, disable=None)
+    return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=None)
 
 
 # Folders
@@ -660,7 +699,7 @@ class Category:
     test_defects
         Kind of defect of each test image; ``"good"`` for normal ones.
     mask_paths
-        Mask of each test image; None for normal ones.
+        Mask of each test image; None for normal ones, and for all where the data set has no masks.
     """
 
     name: str
@@ -677,6 +716,11 @@ class Category:
         return torch.tensor([defect != GOOD for defect in self.test_defects], dtype=torch.bool)
 
     @property
+    def has_masks(self) -> bool:
+        """Whether its defects are outlined."""
+        return any(path is not None for path in self.mask_paths)
+
+    @property
     def defects(self) -> tuple[str, ...]:
         """The kinds of defect, without ``"good"``, in alphabetical order."""
         return tuple(sorted(set(self.test_defects) - {GOOD}))
@@ -690,7 +734,10 @@ class Category:
         return load_images(self.test_paths, self.resolution)
 
     def test_masks(self) -> Tensor:
-        """``(N, H, W)`` bool, True on defects, empty for normal images; see `load_masks`."""
+        """``(N, H, W)`` bool, True on defects, empty for normal images; see `load_masks`.
+
+        Where the data set has no masks, `has_masks` is false and all are empty.
+        """
         return load_masks(self.mask_paths, self.resolution, self.test_paths)
 
 
@@ -740,10 +787,23 @@ def _image_folder(folder: Path) -> tuple[list[Path], list[Problem]]:
         if other is not path:
             problems.append(_problem("same_name", path, other=other.name))
     if not files and not any(problem.path == str(folder) for problem in problems):
-        problems.append(_problem("empty", folder, endings=_ENDINGS))
-        videos = [problem.path for problem in problems if Path(problem.path).suffix.lower() in _VIDEOS]
-        problems += [_problem("video", Path(path)) for path in videos]
+        problems.append(_problem("empty", folder, mend=_mend_of_empty(folder)))
+        others = [Path(problem.path) for problem in problems if problem.kind == "ignored"]
+        problems += [found for path in others if _unread(path) for found in _read(path)[1]]
     return files, problems
+
+
+def _unread(path: Path) -> bool:
+    """Whether a file is meant to be seen, and is of none of the formats that are read."""
+    return path.suffix.lower() in _VIDEOS | _FOREIGN
+
+
+def _mend_of_empty(folder: Path) -> str:
+    with suppress(DataError):  # images further down are the usual reason
+        below = next(tree_files(folder), None)
+        if below is not None:
+            return f"images lie further down, in {_printable(str(below.parent))}; give that or move them"
+    return f"put images there ({_ENDINGS})"
 
 
 def image_files(folder: str | os.PathLike[str]) -> tuple[Path, ...]:
@@ -794,7 +854,11 @@ def _bare_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     good = [path for path in inside if path.name.strip().casefold() in _MEANS_GOOD]
     folders = good or [path for path in inside if _entries(path)[1]]
     if not good:
-        bad = [path for path in inside if path.name.strip().casefold() in _NOT_TO_TRAIN_ON]
+        bad = [
+            path
+            for path in inside
+            if path.name.strip().casefold() in _NOT_TO_TRAIN_ON or _sounds_bad(path.name)
+        ]
         problems += [_problem("bad_folder", path) for path in bad]
         if _entries(folder)[1] or not folders:
             folders = [folder, *folders]
@@ -805,6 +869,12 @@ def _bare_files(folder: Path) -> tuple[list[Path], list[Problem]]:
         # That there are folders inside is how photographs one level down are given.
         problems += [problem for problem in wrong if path != folder or problem.kind != "nested_folder"]
     return files, problems
+
+
+def _sounds_bad(name: str) -> bool:
+    """Whether a folder's name says that its parts are defective: "def_front", but not "no_defects"."""
+    words = set(re.split(r"[\W\d_]+", name.casefold()))
+    return bool(words & _MEANS_BAD) and not words & {"free", "no", "non", "not", "without"}
 
 
 def _copies(files: Sequence[Path]) -> dict[Path, Path]:
@@ -860,17 +930,30 @@ def unused_files(folder: str | os.PathLike[str]) -> list[Problem]:
     folders, _, problems = _entries(Path(folder))
     for path in folders:
         problems += _entries(path)[2]
-    copies = [
-        _problem("copy", path, other=other) for path, other in _copies(_bare_files(Path(folder))[0]).items()
-    ]
-    return [problem for problem in problems if problem.kind == "ignored"] + copies
+    problems = [problem for problem in problems if problem.kind == "ignored"]
+    files = _bare_files(Path(folder))[0]
+    problems += [_problem("copy", path, other=other) for path, other in _copies(files).items()]
+    used = set(files)
+    left = Counter(path.parent for path in tree_files(folder) if path not in used and path.is_file())
+    for path, count in left.items():
+        # Defective parts beside the good ones are meant to be passed over.
+        names = path.relative_to(folder).parts
+        if not any(name.casefold() in _NOT_TO_TRAIN_ON or _sounds_bad(name) for name in names):
+            problems.append(_problem("passed_over", path, count=count))
+    return problems
 
 
-def tree_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def tree_files(folder: str | os.PathLike[str], unread: bool = False) -> Iterator[Path]:
     """The image files of a folder and of all folders in it, folder by folder in the order of their names.
 
     Whatever a single file's fault may be is left to be found when it is read; so is that of a folder inside
     which may not be listed: it stands among the files itself.
+
+    Parameters
+    ----------
+    unread
+        Whether to give photographs in formats that are not read (HEIC, raw) and videos as well, so that
+        reading names them.
 
     Raises
     ------
@@ -881,12 +964,14 @@ def tree_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     _raise_errors(_missing_folder(folder, "give a folder of images"))
     folders, files, problems = _entries(folder)
     _raise_errors(problems)
+    if unread:
+        files += [path for path in map(Path, (problem.path for problem in problems)) if _unread(path)]
     yield from files
     for path in folders:
         if path.is_symlink():  # which may lead back up
             continue
         try:
-            yield from tree_files(path)
+            yield from tree_files(path, unread)
         except DataError:
             yield path
 
@@ -946,12 +1031,17 @@ def _list_category(folder: Path, resolution: int) -> tuple[Category, list[Proble
     kinds, found = _list_test(folder / "test")
     problems += found
     truth_folders = {_key(path.name): path for path in _entries(folder / "ground_truth")[0]}
+    no_truth = not os.path.lexists(folder / "ground_truth")
+    if no_truth and any(kind.name != GOOD for kind in kinds):
+        problems.append(_problem("no_truth", folder / "ground_truth"))
     for kind in kinds:
         files, found = _image_folder(kind)
         problems += found
         truth = truth_folders.pop(_key(kind.name), folder / "ground_truth" / kind.name)
-        matched, found = _no_marks(files, truth) if kind.name == GOOD else _match_masks(files, truth)
-        problems += found
+        matched: list[Path | None] = [None] * len(files)
+        if not no_truth:
+            matched, found = _no_marks(files, truth) if kind.name == GOOD else _match_masks(files, truth)
+            problems += found
         test += files
         defects += [_key(kind.name)] * len(files)
         masks += matched
@@ -1008,9 +1098,11 @@ def _no_marks(images: Sequence[Path], folder: Path) -> tuple[list[Path | None], 
 
 def _match_masks(images: Sequence[Path], folder: Path) -> tuple[list[Path | None], list[Problem]]:
     """The mask of each image of one defect, ``NAME_mask.*`` or ``NAME.*``, and what does not match."""
+    train = folder.parent.parent / "train"
     if not folder.is_dir():
-        return [None] * len(images), [_problem("no_masks", folder)] if images else []
-    _, files, problems = _entries(folder)
+        return [None] * len(images), [_problem("no_masks", folder, train=train)] if images else []
+    folders, files, problems = _entries(folder)
+    inside = {_key(path.name): path for path in folders}
     unused: dict[str, list[Path]] = {}
     for path in files:
         unused.setdefault(_key(path.stem), []).append(path)
@@ -1019,7 +1111,9 @@ def _match_masks(images: Sequence[Path], folder: Path) -> tuple[list[Path | None
         stem = _key(image.stem)
         found = unused.pop(stem + "_mask", []) + unused.pop(stem, [])
         masks.append(found[0] if found else None)
-        if not found:
+        if not found and stem in inside:
+            problems.append(_problem("mask_folder", inside[stem], stem=image.stem, train=train))
+        elif not found:
             problems.append(_problem("mask_missing", image, defect=folder.name, stem=image.stem))
         elif len(found) > 1:
             problems.append(_problem("mask_ambiguous", image, masks=", ".join(path.name for path in found)))
@@ -1167,6 +1261,8 @@ def check(root: str | os.PathLike[str]) -> list[Problem]:
 def _check_bare(folder: Path) -> list[Problem]:
     """What is wrong with a folder as :func:`load_folder` takes it."""
     files, problems = _bare_files(folder)
+    if 0 < len(files) < FEW_IMAGES:
+        problems.append(_problem("few_images", folder, count=len(files)))
     if not files:
         grave = [problem for problem in problems if problem.severity == "error" and problem.kind != "empty"]
         return grave or [_no_categories(folder)]

@@ -6,10 +6,11 @@ Explained in chapter 14.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,28 +21,38 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ssae.datasets import SMALLEST, load_folder, photo_tensor, read_photo, upright_photo
+from ssae.automatic import choose_for
+from ssae.datasets import (
+    SMALLEST,
+    load_folder,
+    photo_tensor,
+    read_photo,
+    tree_files,
+    unused_files,
+    upright_photo,
+)
 from ssae.experiment import (
     HOLD_OUT_OF_FOLDER,
-    ExperimentSettings,
     Run,
     calibrate,
     hold_out,
     learn,
     load_run,
-    texture_settings,
     weights_of,
 )
 from ssae.files import write_atomically
 from ssae.inspection import Decision
 from ssae.receipts import RunError, write_json
-from ssae.scoring import Calibration, ScoringSettings, image_scores
+from ssae.scoring import Calibration, image_scores
 from ssae.training import default_device
 
-#: A folder of photographs, or photographs: files, 8-bit arrays ``(H, W)`` or ``(H, W, 3)``, Pillow images.
-Photographs: TypeAlias = (
-    "str | os.PathLike[str] | Sequence[str | os.PathLike[str] | NDArray[np.uint8] | Image.Image]"
-)
+#: A file, an 8-bit array ``(H, W)`` or ``(H, W, 3)``, or a Pillow image.
+Photograph: TypeAlias = "str | os.PathLike[str] | NDArray[np.uint8] | Image.Image"
+
+#: A folder of photographs, or photographs. To learn from, a folder is read as by
+#: :func:`ssae.datasets.load_folder`; to be judged, with all folders inside, in the order of
+#: :func:`ssae.datasets.tree_files`.
+Photographs: TypeAlias = "str | os.PathLike[str] | Sequence[Photograph]"
 
 
 class Detector(OutlierMixin, BaseEstimator):
@@ -55,11 +66,14 @@ class Detector(OutlierMixin, BaseEstimator):
     steps, minutes
         Length of training; give at most one. By default that of :class:`ssae.experiment.ExperimentSettings`.
     resolution
-        Height and width in pixels to which photographs are resized.
+        Height and width in pixels to which photographs are resized; None for what suits their size, at most
+        128.
     symmetry
-        How a good part may lie and still be good: ``"none"``, ``"flips"``, ``"rotations"``, ``"all"``.
+        How a good part may lie and still be good: ``"none"``, ``"flips"``, ``"rotations"``, ``"all"``;
+        ``"auto"`` for what the photographs show, as ``ssae train`` does.
     texture
-        Whether the photographs show a surface that looks alike everywhere, such as cloth.
+        Whether the photographs show a surface that looks alike everywhere, such as cloth; ``"auto"`` for what
+        they show.
     preset
         Model: ``"lite"`` for CPUs, ``"full"`` for GPUs.
     false_alarms
@@ -76,7 +90,9 @@ class Detector(OutlierMixin, BaseEstimator):
     decision_
         The thresholds and what they say about false alarms, in words when printed.
     run_
-        The trained run.
+        The trained run, whose ``settings`` are those that were chosen.
+    reasons_
+        Why they were chosen, a sentence each; not known of a loaded run.
 
     Examples
     --------
@@ -102,9 +118,9 @@ class Detector(OutlierMixin, BaseEstimator):
         *,
         steps: int | None = None,
         minutes: float | None = None,
-        resolution: int = 128,
-        symmetry: str = "none",
-        texture: bool = False,
+        resolution: int | None = None,
+        symmetry: str = "auto",
+        texture: bool | Literal["auto"] = "auto",
         preset: str = "lite",
         false_alarms: float = 0.0,
         seed: int = 0,
@@ -130,26 +146,30 @@ class Detector(OutlierMixin, BaseEstimator):
         DataError
             If one cannot be read.
         """
-        settings = ExperimentSettings(
-            "photographs",
-            preset=self.preset,
-            resolution=self.resolution,
-            symmetry=self.symmetry,
-            scoring=ScoringSettings.for_resolution(self.resolution),
-            **texture_settings(self.texture, self.resolution),
+        if not 0 <= self.false_alarms < 1:  # before the training, not after it
+            raise ValueError(f"false_alarms is a share in [0, 1), 0.05 for 5 %; got {self.false_alarms}")
+        if self.texture not in (True, False, "auto"):
+            raise ValueError(f"texture must be True, False or 'auto', got {self.texture!r}")
+        texture = "auto" if self.texture == "auto" else ("yes" if self.texture else "no")
+        photographs = _listed(X, _good_files)
+        settings, reasons = choose_for(
+            "photographs", photographs, _photo, self.resolution, self.symmetry, texture, self.preset
         )
+        reasons = [reason.replace("--", "") for reason in reasons]  # no options of a command here
+        if self.verbose:
+            print("\n".join(reasons))
         given = self.steps is not None or self.minutes is not None
         steps = self.steps if given else settings.fit.steps
         settings = replace(
             settings, fit=replace(settings.fit, steps=steps, minutes=self.minutes, seed=self.seed)
         )
-        images = torch.cat(list(_batches(X, self.resolution)))
+        images = torch.cat(list(_batches(photographs, settings.resolution)))
         kept, held = hold_out(len(images), self.seed, HOLD_OUT_OF_FOLDER)
         device = default_device()
         model, _ = learn(settings, images[kept], device, progress=self.verbose)
         run = Run(model, settings, "", device)
         calibration = Calibration.of(run.heat_maps(images[held]), settings.scoring)
-        return self._take(replace(run, calibration=calibration))
+        return self._take(replace(run, calibration=calibration), reasons)
 
     def score_samples(self, X: Photographs) -> NDArray[np.float64]:
         """Score of each photograph ``(N,)``, lower where it is less normal: the image score, negated."""
@@ -209,31 +229,47 @@ class Detector(OutlierMixin, BaseEstimator):
         )
         return detector._take(run)
 
-    def _take(self, run: Run) -> Detector:
-        self.run_ = run
+    def _take(self, run: Run, reasons: Sequence[str] = ()) -> Detector:
+        self.run_, self.reasons_ = run, list(reasons)
         self.decision_ = Decision.of(run, self.false_alarms)
         self.offset_ = -self.decision_.image
         return self
 
     def _heat(self, photographs: Photographs) -> Iterator[Tensor]:
-        for images in _batches(photographs, self.run_.settings.resolution):
+        for images in _batches(_listed(photographs, _all_files), self.run_.settings.resolution):
             yield self.run_.heat_maps(images)
 
 
-def _batches(photographs: Photographs, resolution: int, size: int = 32) -> Iterator[Tensor]:
-    if isinstance(photographs, (str, os.PathLike)):
-        photographs = load_folder(photographs, resolution).train_paths
+def _batches(photographs: Sequence[Photograph], resolution: int, size: int = 32) -> Iterator[Tensor]:
+    for start in range(0, len(photographs), size):
+        yield torch.stack([photo_tensor(_photo(p), resolution) for p in photographs[start : start + size]])
+
+
+def _good_files(folder: str | os.PathLike[str]) -> Sequence[Photograph]:
+    for problem in unused_files(folder):
+        warnings.warn(str(problem), stacklevel=4)
+    return load_folder(folder, SMALLEST).train_paths
+
+
+def _all_files(folder: str | os.PathLike[str]) -> Sequence[Photograph]:
+    return list(tree_files(folder, unread=True))
+
+
+def _listed(
+    photographs: Photographs, files_of: Callable[[str | os.PathLike[str]], Sequence[Photograph]]
+) -> Sequence[Photograph]:
+    if isinstance(photographs, str | os.PathLike):
+        photographs = files_of(photographs)
     if len(photographs) == 0:
         raise RunError("no photographs were given")
-    for start in range(0, len(photographs), size):
-        yield torch.stack([_tensor(p, resolution) for p in photographs[start : start + size]])
+    return photographs
 
 
-def _tensor(photograph: str | os.PathLike[str] | NDArray[np.uint8] | Image.Image, resolution: int) -> Tensor:
-    if isinstance(photograph, (str, os.PathLike)):
-        return photo_tensor(read_photo(photograph), resolution)
+def _photo(photograph: Photograph) -> Image.Image:
+    if isinstance(photograph, str | os.PathLike):
+        return read_photo(photograph)
     if isinstance(photograph, Image.Image):
-        return photo_tensor(upright_photo(photograph), resolution)
+        return upright_photo(photograph)
     array = np.asarray(photograph)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,)):
         raise RunError(
@@ -245,4 +281,4 @@ def _tensor(photograph: str | os.PathLike[str] | NDArray[np.uint8] | Image.Image
             f"a photograph has at least {SMALLEST} pixels a side, got an array of shape {array.shape}; a "
             "single photograph is given as a list of one"
         )
-    return photo_tensor(Image.fromarray(array), resolution)
+    return Image.fromarray(array)

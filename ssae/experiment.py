@@ -92,6 +92,9 @@ HOLD_OUT = 0.05
 # A folder without test images has no other ground to judge a threshold on, so it gives more of them.
 HOLD_OUT_OF_FOLDER = 0.2
 
+# More would promise little more (500: less than one false alarm in 100) and have to be held in memory.
+MOST_HELD_OUT = 500
+
 
 def texture_settings(texture: bool, resolution: int) -> dict[str, Any]:
     """The settings in which a texture, which looks alike everywhere, differs from a part."""
@@ -177,6 +180,7 @@ class ExperimentSettings:
             raise ValueError("the denoising objective needs noise above 0 to take off")
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {self.weight}")
+        _check_symmetry(self.symmetry)
         if not self.noise >= 0:
             raise ValueError(f"noise must not be negative, got {self.noise}")
         stride = self.network.stride
@@ -311,6 +315,7 @@ def _train(
     device = own_device(device or default_device())
     kept, held = split(category, settings.fit.seed)
     held_out = [category.train_paths[i].relative_to(category.root).as_posix() for i in held.tolist()]
+    _require_memory(len(category.train_paths), settings.resolution)
     images = category.train_images()
     images_sha256 = _pixels_sha256(images)
     if config is not None and (
@@ -377,6 +382,23 @@ def _train(
         return receipt
 
     return on_first(finish)
+
+
+def _require_memory(count: int, resolution: int) -> None:
+    """Refuse what would be killed for its memory, hours later perhaps and without a word.
+
+    Linux grants memory that it does not have.
+    """
+    need = 2 * count * 3 * resolution**2 * 4  # the images, and those to train on once more
+    try:
+        have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on this system
+        return
+    if need > 0.9 * have:
+        raise RunError(
+            f"{count} images of {resolution} x {resolution} pixels take {need / 1e9:.0f} GB of memory, and "
+            f"this machine has {have / 1e9:.0f}; give fewer images or a lower resolution"
+        )
 
 
 def _clear_partial_files(run_dir: Path) -> None:
@@ -710,8 +732,10 @@ def held_out_images(run: Run) -> Tensor:
 
 
 def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[str, float]:
-    """All metrics of the heat maps ``(N, H, W)`` of a category's test split, each in [0, 1]."""
-    masks, labels = category.test_masks(), category.labels
+    """All metrics of the heat maps ``(N, H, W)`` of a category's test split, each in [0, 1]; without masks
+    those of whole images alone.
+    """
+    labels = category.labels
     by_rule = {
         f"image_auroc_{rule}": metrics.image_auroc(
             image_scores(heat, replace(scoring, image_score=rule)), labels
@@ -720,7 +744,7 @@ def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[
     }
     return {
         "image_auroc": by_rule[f"image_auroc_{scoring.image_score}"],
-        **pixel_metrics(heat, masks),
+        **(pixel_metrics(heat, category.test_masks()) if category.has_masks else {}),
         **by_rule,
     }
 
@@ -728,8 +752,8 @@ def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[
 def measure_by_defect(
     heat: Tensor, category: Category, scoring: ScoringSettings
 ) -> dict[str, dict[str, float]]:
-    """For each kind of defect: number of its ``images``, and their ``image_auroc`` and ``pixel_auroc`` among
-    the normal test images.
+    """For each kind of defect: number of its ``images``, and their ``image_auroc`` and (where there are
+    masks) ``pixel_auroc`` among the normal test images.
 
     The kinds share their normal images, so their values are not independent.
     """
@@ -741,8 +765,9 @@ def measure_by_defect(
         measured[kind] = {
             "images": int(chosen.sum()),
             "image_auroc": metrics.image_auroc(scores[among], chosen[among]),
-            "pixel_auroc": metrics.pixel_auroc(heat[among], masks[among]),
         }
+        if category.has_masks:
+            measured[kind]["pixel_auroc"] = metrics.pixel_auroc(heat[among], masks[among])
     return measured
 
 
@@ -964,8 +989,7 @@ def random_symmetry(images: Tensor, symmetry: str, generator: torch.Generator) -
     ``"none"``; ``"flips"``: both mirrors; ``"rotations"``: quarter turns; ``"all"``: the eight symmetries of
     the square.
     """
-    if symmetry not in ("none", "flips", "rotations", "all"):
-        raise ValueError(f"symmetry must be none, flips, rotations or all, got {symmetry!r}")
+    _check_symmetry(symmetry)
 
     def coin() -> Tensor:
         return torch.rand((len(images), 1, 1, 1), generator=generator, device=generator.device) < 0.5
@@ -978,6 +1002,11 @@ def random_symmetry(images: Tensor, symmetry: str, generator: torch.Generator) -
         images = torch.where(coin(), images.rot90(1, (-2, -1)), images)
         images = torch.where(coin(), images.rot90(2, (-2, -1)), images)
     return images
+
+
+def _check_symmetry(symmetry: str) -> None:
+    if symmetry not in ("none", "flips", "rotations", "all"):
+        raise ValueError(f"symmetry must be none, flips, rotations or all, got {symmetry!r}")
 
 
 def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:
@@ -1019,7 +1048,7 @@ def split(category: Category, seed: int) -> tuple[Tensor, Tensor]:
 
 def hold_out(count: int, seed: int, share: float = HOLD_OUT) -> tuple[Tensor, Tensor]:
     """Split ``count`` normal images at random into indices to train on and indices held out (at least one
-    each).
+    each, at most :data:`MOST_HELD_OUT` held out).
 
     Raises
     ------
@@ -1029,7 +1058,7 @@ def hold_out(count: int, seed: int, share: float = HOLD_OUT) -> tuple[Tensor, Te
     if count < 2:
         raise RunError(f"training needs at least two normal images, found {count}; add more normal images")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(step_seed(seed, 2**32)))
-    held = max(1, round(share * count))
+    held = min(max(1, round(share * count)), MOST_HELD_OUT)
     return order[held:].sort().values, order[:held].sort().values
 
 

@@ -248,7 +248,7 @@ def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) 
             yield path, unused_name(path.stem, taken)
             continue
         found = False
-        for file in tree_files(path):
+        for file in tree_files(path, unread=True):
             found = True
             yield file, unused_name(file.relative_to(path).with_suffix("").as_posix(), taken)
         if not found:

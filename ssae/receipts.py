@@ -201,7 +201,8 @@ def read_receipts(folder: Path) -> list[dict[str, Any]]:
             if key in receipt and not re.fullmatch(r"[\w-]+", str(receipt[key])):
                 raise RunError(f"{path}: {key} {receipt[key]!a} is no check sum")
         measured = receipt["metrics"]
-        if not set(METRICS) <= set(measured) or not all(map(_is_share, measured.values())):
+        # A data set without masks leaves the metrics of pixels out.
+        if "image_auroc" not in measured or not all(map(_is_share, measured.values())):
             raise RunError(f"{path} has no valid metrics; run `ssae evaluate` on its run again")
         receipts.append(receipt)
     return receipts
@@ -233,7 +234,7 @@ def results_table(receipts: list[dict[str, Any]]) -> str:
     """
     rows = []
     for (category, preset, resolution), group in _grouped(receipts).items():
-        cells = [format_percent([r["metrics"][name] for r in group]) for name in METRICS]
+        cells = metric_cells([r["metrics"] for r in group])
         official = not group[0]["split_note"].startswith("not the official")
         name = plain(category if official else f"{category} (other split)")
         rows.append([name, f"{preset} {resolution}", str(len(group)), *cells])
@@ -277,6 +278,16 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     """Markdown table from the texts of its cells."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def metric_cells(measured: list[dict[str, float]]) -> list[str]:
+    """The cells of :data:`METRICS` in a table: one run or several of one setting; a dash where nothing was
+    measured.
+    """
+    return [
+        format_percent([values[name] for values in measured]) if all(name in m for m in measured) else "–"
+        for name in METRICS
+    ]
 
 
 def format_percent(values: list[float]) -> str:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from ssae.models import PRESETS
 from ssae.receipts import (
     METRICS,
     RunError,
-    format_percent,
     markdown_table,
+    metric_cells,
     read_json,
     read_receipts,
     write_json,
@@ -71,17 +71,20 @@ class Grid:
         ``config.json`` of a run of ``ssae train``.
     changes
         For each name, the settings that differ from ``base``. A change of ``{}`` is the base itself.
+    each
+        For each category named in it, settings of that category alone, laid over ``base``.
     """
 
     categories: tuple[str, ...]
     seeds: tuple[int, ...]
     base: Changes
     changes: dict[str, Changes]
+    each: dict[str, Changes] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Grid:
-        """Read a grid from a JSON file with the four keys ``categories``, ``seeds``, ``base`` and
-        ``changes``.
+        """Read a grid from a JSON file with the keys ``categories``, ``seeds``, ``base``, ``changes``
+        and, where wanted, ``each``.
 
         Raises
         ------
@@ -97,6 +100,8 @@ class Grid:
                 raise RunError(f"{path}: {name!r} cannot be the name of a folder; choose another name")
         if not (grid.categories and grid.seeds and grid.changes):
             raise RunError(f"{path} is empty: it needs at least one category, one seed and one change")
+        if strange := grid.each.keys() - set(grid.categories):
+            raise RunError(f"{path}: each names {min(strange)!r}, which is not among the categories")
         for name, values in (("categories", grid.categories), ("seeds", grid.seeds)):
             if len(set(values)) < len(values):
                 raise RunError(
@@ -131,7 +136,8 @@ def jobs_of(grid: Grid, data: str | os.PathLike[str], out: str | os.PathLike[str
 
     def job(change: str, category: str, seed: int) -> Job:
         try:
-            settings = changed_settings(category, seed, grid.base, grid.changes[change])
+            own = grid.each.get(category, {})
+            settings = changed_settings(category, seed, grid.base, own, grid.changes[change])
         except RunError as error:
             raise RunError(f"the grid's change {change!r}, laid over its base: {error}") from error
         run_dir = Path(out) / change / f"{category}-seed{seed}"
@@ -216,7 +222,9 @@ def examine(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(run_dir) / "receipt.json"
     receipt = read_json(path)
     test = open_category(run.data, run.settings.category, run.settings.resolution)
-    grounds = {"": drawn_ground(run), "_on_test": (test.test_images(), test.test_masks())}
+    grounds = {"": drawn_ground(run)}
+    if test.has_masks:
+        grounds["_on_test"] = (test.test_images(), test.test_masks())
     if run.settings.crop is None:
         grounds["_on_pasted"] = pasted_ground(run)
     for ground, (images, truth) in grounds.items():
@@ -410,7 +418,7 @@ def sweep_table(results: Sequence[tuple[str, dict[str, Any]]], ground: str = "me
     for change, receipt in results:
         groups.setdefault((receipt["category"], change), []).append(receipt[ground])
     rows = [
-        [category, change, str(len(found)), *(format_percent([m[name] for m in found]) for name in METRICS)]
+        [category, change, str(len(found)), *metric_cells(found)]
         for (category, change), found in groups.items()
     ]
     return markdown_table(["category", "change", "seeds", *METRICS.values()], rows)

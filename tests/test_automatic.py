@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssae.automatic import choose, common_share, evenness, shown_symmetry
+from ssae.automatic import choose, choose_for, common_share, evenness, shown_symmetry
 from ssae.datasets import DataError, load_folder, open_category
 from ssae.experiment import random_symmetry
 from ssae.progress import Progress
@@ -36,7 +36,7 @@ def surfaces(count=40, side=64):
 def folder(tmp_path):
     for index, image in enumerate(parts(25)):
         pixels = (255 * image.permute(1, 2, 0)).byte().numpy()
-        Image.fromarray(pixels).resize((200 + index, 150)).save(tmp_path / f"{index}.png")
+        Image.fromarray(pixels).resize((200 + index // 10, 150)).save(tmp_path / f"{index}.png")
     return tmp_path
 
 
@@ -110,6 +110,26 @@ def test_small_photographs_get_a_small_model(tmp_path):
     for index in range(3):
         Image.fromarray(np.full((70, 90, 3), 20 * index, np.uint8)).save(tmp_path / f"{index}.png")
     assert choose(load_folder(tmp_path, 128))[0].resolution == 64
+
+
+def test_photographs_of_several_shapes_are_pointed_out(folder):
+    Image.fromarray(np.full((200, 150, 3), 90, np.uint8)).save(folder / "upright.png")
+    _, reasons = choose(load_folder(folder, 128))
+    (said,) = (reason for reason in reasons if "as wide as high" in reason)
+    assert "between 0.75 and 1.35" in said
+
+
+def test_the_sample_is_not_one_camera_of_several():
+    """Five views of each of two hundred parts, in turn: every tenth photograph would be the first view."""
+    seen = []
+
+    def read(index):
+        seen.append(index % 5)
+        return Image.fromarray(np.full((32, 32), index % 250, np.uint8))
+
+    choose_for("parts", range(1000), read)
+    assert len(seen) == 100
+    assert set(seen) == set(range(5))
 
 
 def test_one_small_photograph_does_not_decide_for_all(folder):

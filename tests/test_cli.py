@@ -442,13 +442,15 @@ def test_a_folder_that_may_not_be_written_is_named(parts, run_of_parts, tmp_path
 def test_a_bad_file_among_good_ones_is_named_and_passed_over(parts, run_of_parts, tmp_path):
     photograph(tmp_path / "new" / "fine.png")
     (tmp_path / "new" / "broken.png").write_text("hello")
+    (tmp_path / "new" / "phone.HEIC").write_bytes(b"ftypheic")
     result = ssae(
         "predict", run_of_parts[0], tmp_path / "new", tmp_path / "lost.png", "--out", tmp_path / "o", check=1
     )
     assert "broken.png" in result.stderr
     assert "lost.png" in result.stderr
     assert "1 photographs" in result.stdout
-    assert "2 unreadable" in result.stdout
+    assert "export it as JPEG or PNG" in result.stderr
+    assert "3 unreadable" in result.stdout
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from PIL import Image
 from ssae import datasets
 from ssae.datasets import (
     PROBLEM_KINDS,
+    READ_AHEAD,
     DataError,
     categories,
     check,
@@ -33,6 +34,8 @@ from ssae.datasets import (
     load_textures,
     mvtec_root,
     read_photo,
+    tree_files,
+    unused_files,
 )
 
 SIZE = 24
@@ -379,6 +382,12 @@ def animation(path: Path) -> None:
     photo(1).save(path, format="PNG", save_all=True, append_images=[photo(2), photo(3)])
 
 
+def into_a_folder(path: Path) -> None:
+    """As MVTec LOCO has it: 000_mask.png becomes 000/000.png."""
+    (path.parent / "000").mkdir()
+    path.rename(path.parent / "000" / "000.png")
+
+
 NOISE16 = Image.fromarray(np.random.default_rng(0).integers(0, 65536, (SIZE, SIZE), dtype=np.uint16))
 BLANK = Image.new("RGB", (SIZE, SIZE), (90, 90, 90))
 
@@ -434,7 +443,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], None], str, bool]] = {
     "other case": (TRAIN, copy_to("part/train/good/000.PNG"), "same_name", False),
     "mask missing": (MASK, remove, "mask_missing", False),
     "masks missing": ("part/ground_truth/scratch", remove, "no_masks", False),
-    "no ground truth": ("part/ground_truth", remove, "no_masks", False),
+    "no ground truth": ("part/ground_truth", remove, "no_truth", True),
+    "several masks in a folder": (MASK, into_a_folder, "mask_folder", False),
     "mask of other size": (MASK, write(mask(size=(30, 30))), "mask_size", False),
     "mask turned": (BAD, write(photo(7, (SIZE, 30))), "mask_size", False),
     "mask empty": (MASK, write(mask(0)), "mask_empty", False),
@@ -524,6 +534,69 @@ def test_a_named_pipe_among_photographs_does_not_wait_for_ever(tmp_path: Path) -
     assert [problem.kind for problem in check(tmp_path) if problem.severity == "error"] == ["not_a_file"]
 
 
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *((name, True) for name in ("def_front", "KO", "anomaly", "cracked 2", "bad-ones", "masks")),
+        *((name, False) for name in ("no_defects", "default", "front", "defect-free", "tested", "brokerage")),
+    ],
+)
+def test_folders_that_say_they_hold_defective_parts(tmp_path: Path, name: str, bad: bool) -> None:
+    for index, folder in enumerate((name, "front_view")):
+        (tmp_path / folder).mkdir()
+        photo(index).save(tmp_path / folder / "0.png")
+    assert ("bad_folder" in {problem.kind for problem in check(tmp_path)}) == bad
+    if bad:
+        with pytest.raises(DataError, match="looks by its name"):
+            load_folder(tmp_path, 16)
+    else:
+        assert len(load_folder(tmp_path, 16).train_paths) == 2
+
+
+def test_photographs_that_are_passed_over_are_counted(tmp_path: Path) -> None:
+    for index, place in enumerate(
+        ("0.png", "1.png", "ok/2.png", "bad/3.png", "ok/more/4.png", "defective/x/5.png")
+    ):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        photo(index).save(tmp_path / place)
+    assert [path.name for path in load_folder(tmp_path, 16).train_paths] == ["2.png"]
+    left = {
+        problem.path: problem.message for problem in unused_files(tmp_path) if problem.kind == "passed_over"
+    }
+    assert left.keys() == {str(tmp_path), str(tmp_path / "ok" / "more")}, "defective ones are meant to be"
+    assert "2 images" in left[str(tmp_path)]
+    assert {problem.path for problem in check(tmp_path) if problem.kind == "passed_over"} == left.keys()
+
+
+def test_photographs_of_a_phone_are_named_where_only_they_are_there(tmp_path: Path) -> None:
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(DataError, match=r"IMG_1\.HEIC is in a format that is not read \(HEIC\).*JPEG or PNG"):
+        load_folder(tmp_path, 16)
+    photo(0).save(tmp_path / "IMG_2.jfif", "JPEG")
+    assert [path.name for path in load_folder(tmp_path, 16).train_paths] == ["IMG_2.jfif"]
+    assert [path.name for path in tree_files(tmp_path)] == ["IMG_2.jfif"]
+    assert [path.name for path in tree_files(tmp_path, unread=True)] == ["IMG_2.jfif", "IMG_1.HEIC"]
+
+
+def test_images_further_down_are_pointed_at(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    photo(0).save(tmp_path / "a" / "b" / "0.png")
+    with pytest.raises(DataError, match=r"further down, in .*b; give that"):
+        load_folder(tmp_path, 16)
+
+
+def test_many_photographs_are_read_in_their_order(tmp_path: Path) -> None:
+    paths = []
+    for index in range(READ_AHEAD + 6):
+        paths.append(tmp_path / f"{index}.png")
+        Image.new("L", (16, 16), index).save(paths[-1])
+    images = load_images(paths, 16)
+    assert (255 * images[:, 0, 0, 0]).round().int().tolist() == list(range(READ_AHEAD + 6))
+    paths[40].write_bytes(b"")
+    with pytest.raises(DataError, match=r"40\.png is an empty file"):
+        load_images(paths, 16)
+
+
 def test_a_folder_is_no_photograph(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("a stray file")
     with pytest.raises(DataError, match="not a regular file"):
@@ -532,6 +605,7 @@ def test_a_folder_is_no_photograph(tmp_path: Path) -> None:
 
 def test_the_table_covers_every_kind_that_a_folder_can_show() -> None:
     elsewhere = {"permission", "no_categories", "unset", "video", "bad_folder", "several_categories", "copy"}
+    elsewhere |= {"foreign_format", "passed_over"}
     assert {kind for _, _, kind, _ in DAMAGE.values()} == set(PROBLEM_KINDS) - elsewhere
     assert len(DAMAGE) >= 40
 

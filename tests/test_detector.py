@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage import data
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from ssae import detector as module
-from ssae.datasets import DataError, photo_tensor
-from ssae.detector import Detector, _tensor
+from ssae.automatic import choose
+from ssae.datasets import DataError, load_folder, photo_tensor
+from ssae.detector import Detector, _photo
 from ssae.experiment import RunError
 from ssae.export import export_run, lanczos
 
@@ -111,9 +113,9 @@ def test_an_open_image_is_read_as_its_file_is(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(values).save(path, exif=exif)
-    by_path, opened = (_tensor(what, 32) for what in (path, Image.open(path)))
+    by_path, opened = (photo_tensor(_photo(what), 32) for what in (path, Image.open(path)))
     assert torch.equal(by_path, opened)
-    assert not torch.equal(opened, _tensor(values, 32))
+    assert not torch.equal(opened, photo_tensor(_photo(values), 32))
 
 
 def test_an_open_image_whose_values_would_be_guessed_at_is_refused():
@@ -121,7 +123,36 @@ def test_an_open_image_whose_values_would_be_guessed_at_is_refused():
     glassy = Image.new("RGBA", (32, 32), (255, 0, 0, 128))
     for image, said in ((deep, "more than 8 bits"), (glassy, "transparent")):
         with pytest.raises(DataError, match=said):
-            _tensor(image, 32)
+            _photo(image)
+
+
+def test_a_folder_to_be_judged_is_judged_whole(detector, photographs, tmp_path):
+    """Also copies and defective parts, which a folder to learn from may not hold."""
+    places = ("bad/0.png", "good/0.png", "good/1.png", "good/2.png", "x/y/0.png")
+    for place, photograph in zip(places, (*photographs[:2], *photographs[1:4]), strict=True):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph).save(tmp_path / place)
+    expected = detector.score_samples([tmp_path / place for place in places])
+    np.testing.assert_array_equal(detector.score_samples(tmp_path), expected)
+    with pytest.warns(UserWarning, match="the same file as"):
+        Detector(steps=1, resolution=32).fit(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"false_alarms": 5}, "a share in"),
+        ({"texture": "no"}, "True, False or 'auto'"),
+        ({"symmetry": "mirrored"}, "symmetry must be none"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_the_training(photographs, monkeypatch, wrong, said):
+    monkeypatch.setattr(module, "learn", lambda *_, **__: pytest.fail("it trained"))
+    detector = Detector(steps=1, resolution=32, **wrong)
+    with pytest.raises(ValueError, match=said):
+        detector.fit(photographs)
+    with pytest.raises(NotFittedError):
+        detector.predict(photographs)
 
 
 def test_one_array_is_not_taken_for_a_list_of_rows(detector):
@@ -132,3 +163,32 @@ def test_one_array_is_not_taken_for_a_list_of_rows(detector):
 def test_no_steps_are_not_the_default_number_of_steps(tmp_path):
     with pytest.raises(ValueError, match="steps must be at least 1"):
         Detector(steps=0, resolution=32).fit([np.zeros((32, 32, 3), np.uint8)] * 3)
+
+
+def test_settings_are_read_off_the_photographs_as_ssae_train_does(tmp_path):
+    ground = data.gravel()
+    crops = [ground[y : y + 64, x : x + 64] for y in range(0, 448, 64) for x in range(0, 448, 64)]
+    for index, crop in enumerate(crops):
+        Image.fromarray(crop).save(tmp_path / f"{index:02}.png")
+    by_train, reasons = choose(load_folder(tmp_path, 64))
+    assert by_train.crop == 32, "gravel looks alike everywhere"
+    for photographs in (tmp_path, crops, np.stack(crops)):
+        detector = Detector(steps=1).fit(photographs)
+        settings = detector.run_.settings
+        assert (settings.resolution, settings.crop) == (by_train.resolution, by_train.crop)
+        assert (settings.symmetry, settings.corruption) == (by_train.symmetry, by_train.corruption)
+        assert detector.reasons_ == [reason.replace("--", "") for reason in reasons]
+    told = Detector(steps=1, resolution=32, symmetry="flips", texture=False).fit(crops)
+    settings = told.run_.settings
+    assert (settings.resolution, settings.symmetry, settings.crop, told.reasons_) == (32, "flips", None, [])
+
+
+def test_small_arrays_are_counted_and_not_named(capsys):
+    wall = data.brick()
+    crops = [wall[y : y + 64, x : x + 64] for y in range(0, 256, 64) for x in range(0, 256, 64)]
+    crops[0] = crops[0][:40, :40]
+    detector = Detector(steps=1, resolution=64, verbose=True).fit(crops)
+    (said,) = (reason for reason in detector.reasons_ if "enlarged" in reason)
+    assert said.startswith("1 of the 16 photographs")
+    assert "[[" not in said
+    assert said in capsys.readouterr().out

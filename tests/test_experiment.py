@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from ssae import experiment, receipts
+from ssae import experiment, receipts, sweep
 from ssae.datasets import DataError, load_category
 from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, train, validate
 from ssae.models import ModelSettings
@@ -230,6 +230,36 @@ def test_metrics_name_the_data_that_they_were_measured_on(run_dir, data, tmp_pat
     own = evaluate(copy)
     assert "tested_on" not in own
     assert own["metrics"] != by_category["metrics"]
+
+
+def test_without_masks_whole_images_are_measured(run_dir, data, tmp_path):
+    bare, copy = tmp_path / "data", tmp_path / "copy"
+    shutil.copytree(data / "brick", bare / "brick")
+    shutil.rmtree(bare / "brick" / "ground_truth")
+    shutil.copytree(run_dir, copy)
+    with_masks, without = evaluate(copy), evaluate(copy, data=bare)
+    rules = {name: value for name, value in with_masks["metrics"].items() if name.startswith("image")}
+    assert without["metrics"] == rules
+    for kind, found in without["defects"].items():
+        assert found == {k: v for k, v in with_masks["defects"][kind].items() if k != "pixel_auroc"}
+    receipt = train(small(), bare, tmp_path / "run", torch.device("cpu"), progress=False)
+    assert receipt["data_sha256"] != with_masks["data_sha256"]
+    examined = sweep.examine(tmp_path / "run")
+    assert "filters" in examined
+    assert "filters_on_test" not in examined
+
+
+def test_of_very_many_images_few_are_held_out():
+    kept, held = experiment.hold_out(50_000, 0, experiment.HOLD_OUT_OF_FOLDER)
+    assert len(held) == experiment.MOST_HELD_OUT
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(50_000))
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_read(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment.os, "sysconf", {"SC_PHYS_PAGES": 100, "SC_PAGE_SIZE": 4096}.get)
+    monkeypatch.setattr(experiment.Category, "train_images", lambda self: pytest.fail("they were read"))
+    with pytest.raises(RunError, match="fewer images or a lower resolution"):
+        train(replace(small(), resolution=128), data, tmp_path / "run", torch.device("cpu"), progress=False)
 
 
 def test_a_run_without_a_receipt_is_named_before_anything_is_measured(run_dir, data, tmp_path, monkeypatch):

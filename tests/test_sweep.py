@@ -67,6 +67,16 @@ def test_a_grid_is_the_product_of_its_parts(grid_file, tmp_path):
     }
 
 
+def test_settings_of_one_category_lie_between_the_base_and_the_change(tmp_path):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps({**GRID, "each": {"brick": {"symmetry": "flips", "weight": 0.3}}}))
+    jobs = {(j.change, j.settings.category): j.settings for j in jobs_of(Grid.read(path), "data", "runs")}
+    assert jobs["as it is", "brick"].symmetry == jobs["more repair", "brick"].symmetry == "flips"
+    assert jobs["as it is", "brick"].weight == 0.3
+    assert jobs["more repair", "brick"].weight == 0.5
+    assert jobs["as it is", "weave"].weight == ExperimentSettings("any").weight
+
+
 def test_a_change_alters_what_it_names_and_nothing_else():
     plain = ExperimentSettings.for_category("bottle", 64)
     changed = changed_settings("bottle", 3, {"resolution": 64}, {"corruption": {"fade": 0.5}})
@@ -101,6 +111,7 @@ def test_a_change_of_the_model_starts_from_the_preset():
         ({**GRID, "changes": ["a"]}, "grid.changes: expected an object"),
         ({**GRID, "categories": "brick"}, "grid.categories: expected a list"),
         ({**GRID, "categories": ["../outside"]}, "name of a folder"),
+        ({**GRID, "each": {"grass": {}}}, "each names 'grass'"),
         ({**GRID, "categories": []}, "at least one category"),
         ({**GRID, "changes": {"../outside": {}}}, "name of a folder"),
         ({**GRID, "seeds": 3}, "grid.seeds: expected a list"),
