@@ -44,6 +44,8 @@ help:
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	  || { echo "Python 3.10 or newer is needed; name one: make PYTHON=python3.12 book" >&2; exit 1; }
+	@test ! -d $(VENV)/conda-meta || { echo "$(VENV) is a conda environment and older than what the book needs: \
+	  conda env update --file environment.yml, then touch $@" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --requirement requirements.lock
 	$(BIN)/python -m pip install --no-build-isolation --no-deps --editable .

@@ -6,9 +6,9 @@ place of another normal image; a foreign texture; a uniform stain. Everything ou
 is, to the bit: that is what makes the corruption *partial*.
 
 All of it works on whole batches, on the device of the images, without a loop over images, and only on the
-pixels under a blob, about one in twenty: the cost does not grow with what stays as it is. Shape, fills and
-opacity follow what is known of the papers (A: arXiv 2206.11723, B: arXiv 2511.07233); the ranges are the
-book's own choice. Explained in chapter 9.
+pixels under a blob, a quarter of them by default: the cost does not grow with what stays as it is. Shape,
+fills and opacity follow what is known of the papers (A: arXiv 2206.11723, B: arXiv 2511.07233); the
+ranges are the book's own choice. Explained in chapter 9.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class PartialCorruption:
         kind = self._draw_kinds(batch, generator)
         # Blobs of one fill follow one another, so that their pixels are slices of the list.
         order = take(kind, owner).argsort(stable=True)
-        # Nine pixels in ten stay as they are: only the others are worked on.
+        # Most pixels stay as they are: only the others are worked on.
         mask, image, y, x = paste_blobs(owner[order], affine[order], templates[order], batch, (height, width))
         opacity = take(alpha, image).mul_(take(mask, _places(mask, image, y, x)))
         corrupted = clean.clone()

@@ -816,8 +816,10 @@ def _autocast(device: torch.device, precision: str, convolutional: bool) -> torc
 
 
 def _progress_bar(settings: FitSettings, state: TrainingState, progress: bool) -> tqdm:
-    # disable=None shows the bar on terminals only, so logs and rendered pages stay clean.
-    disable = None if progress else True
+    # disable=None shows the bar on terminals only, so logs and rendered pages stay clean. A notebook's stream
+    # says that it is none, and whoever waits there wants to see it all the same.
+    notebook = "ipykernel" in sys.modules and "SSAE_BOOK_PAGES" not in os.environ
+    disable = (False if notebook else None) if progress else True
     if settings.steps is not None:
         return tqdm(total=settings.steps, initial=state.step, unit="step", disable=disable)
     assert settings.minutes is not None

@@ -217,3 +217,13 @@ def test_lint(root):
             [sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_leaves_a_conda_environment_that_is_too_old_to_conda(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "conda-meta").mkdir()
+    command = ["make", "--always-make", f"VENV={tmp_path}", f"{tmp_path}/.ready"]
+    made = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert made.returncode != 0
+    assert "conda env update --file environment.yml, then touch" in made.stderr
+    assert not (tmp_path / "pyvenv.cfg").exists()

@@ -1,5 +1,6 @@
 """The training loop: repeatable, resumable, and honest about what went wrong."""
 
+import io
 import math
 import os
 import signal
@@ -471,3 +472,24 @@ def test_a_damaged_log_is_named(tmp_path, content):
     (tmp_path / "log.csv").write_text(content)
     with pytest.raises(CheckpointError, match=r"log\.csv is damaged .*remove it"):
         read_log(tmp_path / "log.csv")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "pages", "shown"), [(False, False, False), (True, False, True), (True, True, False)]
+)
+def test_the_progress_bar_shows_in_a_notebook_and_not_in_the_pages(monkeypatch, kernel, pages, shown):
+    """Here, as in a notebook, the standard error is no terminal."""
+    monkeypatch.delenv("SSAE_BOOK_PAGES", raising=False)
+    monkeypatch.setattr(training.sys, "stderr", io.StringIO())
+    if kernel:
+        monkeypatch.setitem(training.sys.modules, "ipykernel", None)
+    else:
+        monkeypatch.delitem(training.sys.modules, "ipykernel", raising=False)
+    if pages:
+        monkeypatch.setenv("SSAE_BOOK_PAGES", "1")
+    settings = FitSettings(steps=3)
+    state = training.TrainingState(nn.Conv2d(1, 1, 1), settings)
+    with training._progress_bar(settings, state, True) as bar:
+        assert bool(bar.disable) != shown
+    with training._progress_bar(settings, state, False) as bar:
+        assert bar.disable

@@ -44,6 +44,8 @@ if "google.colab" in sys.modules:
     # The package beside its receipts and weights, which pip does not install.
     sys.path.insert(0, "/content/ssae-book")
     os.chdir("/content/ssae-book/book")
+elif os.path.isfile("../ssae/__init__.py"):
+    sys.path.insert(0, os.path.abspath(".."))  # the same in a clone
 # In the rendered book `glue` puts a number into the text; here, where the text has its name, it prints it.
 sys.modules["myst_nb"] = ModuleType("myst_nb")
 sys.modules["myst_nb"].glue = lambda name, value, **_: print(f"{{name}}: {{getattr(value, 'data', value)}}")
