@@ -800,7 +800,7 @@ def _unread(path: Path) -> bool:
 
 def _mend_of_empty(folder: Path) -> str:
     with suppress(DataError):  # images further down are the usual reason
-        below = next(tree_files(folder), None)
+        below = next((path for path in tree_files(folder) if not _is_bad(path.parent, folder)), None)
         if below is not None:
             return f"images lie further down, in {_printable(str(below.parent))}; give that or move them"
     return f"put images there ({_ENDINGS})"
@@ -851,14 +851,10 @@ def _bare_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     if problems:
         return [], problems
     inside = _entries(folder)[0]
-    good = [path for path in inside if path.name.strip().casefold() in _MEANS_GOOD]
+    good = [path for path in inside if _means_good(path)]
     folders = good or [path for path in inside if _entries(path)[1]]
     if not good:
-        bad = [
-            path
-            for path in inside
-            if path.name.strip().casefold() in _NOT_TO_TRAIN_ON or _sounds_bad(path.name)
-        ]
+        bad = [path for path in inside if _is_bad(path, folder)]
         problems += [_problem("bad_folder", path) for path in bad]
         if _entries(folder)[1] or not folders:
             folders = [folder, *folders]
@@ -871,10 +867,20 @@ def _bare_files(folder: Path) -> tuple[list[Path], list[Problem]]:
     return files, problems
 
 
-def _sounds_bad(name: str) -> bool:
-    """Whether a folder's name says that its parts are defective: "def_front", but not "no_defects"."""
-    words = set(re.split(r"[\W\d_]+", name.casefold()))
-    return bool(words & _MEANS_BAD) and not words & {"free", "no", "non", "not", "without"}
+def _means_good(path: Path) -> bool:
+    return path.name.strip().casefold() in _MEANS_GOOD
+
+
+def _is_bad(path: Path, folder: Path) -> bool:
+    """Whether a name on the way from `folder` to `path` says that there is nothing to train on: "def_front",
+    but not "no_defects".
+    """
+    for name in path.relative_to(folder).parts:
+        words = set(re.split(r"[\W\d_]+", name.casefold()))
+        says_so = words & _MEANS_BAD and not words & {"free", "no", "non", "not", "without"}
+        if says_so or name.strip().casefold() in _NOT_TO_TRAIN_ON:
+            return True
+    return False
 
 
 def _copies(files: Sequence[Path]) -> dict[Path, Path]:
@@ -937,8 +943,7 @@ def unused_files(folder: str | os.PathLike[str]) -> list[Problem]:
     left = Counter(path.parent for path in tree_files(folder) if path not in used and path.is_file())
     for path, count in left.items():
         # Defective parts beside the good ones are meant to be passed over.
-        names = path.relative_to(folder).parts
-        if not any(name.casefold() in _NOT_TO_TRAIN_ON or _sounds_bad(name) for name in names):
+        if not _is_bad(path, Path(folder)):
             problems.append(_problem("passed_over", path, count=count))
     return problems
 
@@ -1039,7 +1044,7 @@ def _list_category(folder: Path, resolution: int) -> tuple[Category, list[Proble
         problems += found
         truth = truth_folders.pop(_key(kind.name), folder / "ground_truth" / kind.name)
         matched: list[Path | None] = [None] * len(files)
-        if not no_truth:
+        if not no_truth and (kind.name == GOOD or not _means_good(kind)):
             matched, found = _no_marks(files, truth) if kind.name == GOOD else _match_masks(files, truth)
             problems += found
         test += files
@@ -1055,7 +1060,11 @@ def _list_category(folder: Path, resolution: int) -> tuple[Category, list[Proble
 
 
 def _list_train(folder: Path) -> tuple[list[Path], list[Problem]]:
-    problems = _missing_folder(folder / GOOD, "put the normal training images there")
+    other = (
+        next((path for path in _entries(folder)[0] if _means_good(path)), None) if folder.is_dir() else None
+    )
+    mend = f"rename {other} to {GOOD}" if other else "put the normal training images there"
+    problems = _missing_folder(folder / GOOD, mend)
     if problems:
         return [], problems
     files, problems = _image_folder(folder / GOOD)
@@ -1081,7 +1090,7 @@ def _list_test(folder: Path) -> tuple[list[Path], list[Problem]]:
     if not names - {GOOD}:
         problems.append(_problem("no_defects", folder))
     for kind in kinds:
-        if kind.name != GOOD and kind.name.strip().casefold() in _MEANS_GOOD:
+        if kind.name != GOOD and _means_good(kind):
             problems.append(_problem("good_misspelt", kind))
     return kinds, problems
 

@@ -579,10 +579,24 @@ def test_photographs_of_a_phone_are_named_where_only_they_are_there(tmp_path: Pa
 
 
 def test_images_further_down_are_pointed_at(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    photo(0).save(tmp_path / "a" / "b" / "0.png")
+    for place in ("a/anomaly", "a/b"):
+        (tmp_path / place).mkdir(parents=True)
+        photo(0).save(tmp_path / place / "0.png")
     with pytest.raises(DataError, match=r"further down, in .*b; give that"):
         load_folder(tmp_path, 16)
+
+
+def test_folders_of_another_data_set_are_told_to_be_renamed(root: Path) -> None:
+    """BTAD calls them ok and ko."""
+    part = root / "part"
+    (part / "train" / "good").rename(part / "train" / "ok")
+    (part / "test" / "good").rename(part / "test" / "ok")
+    found = {problem.kind: problem for problem in check(root) if problem.severity == "error"}
+    assert (
+        found["missing"].mend == f"rename {part / 'train' / 'ok'} to good" or "test" in found["missing"].path
+    )
+    assert "good_misspelt" in found
+    assert "no_masks" not in found, "normal images need none"
 
 
 def test_many_photographs_are_read_in_their_order(tmp_path: Path) -> None:
