@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,6 +40,7 @@ from ssae.objectives import (
 )
 from ssae.payloads import LIVE_DIRECTORY, write_payload
 from ssae.plotting import HEAT, PALETTE
+from ssae.receipts import METRICS
 from ssae.scoring import box_filter, difference_map
 from ssae.signals import WindowCorruption
 from ssae.training import FitSettings, fit, smoke
@@ -746,4 +747,69 @@ def _draw_corruption_bench(bench: CorruptionBench, path: Path) -> None:
         axis.imshow(picture.permute(1, 2, 0))
         axis.set_title(title)
         axis.set_axis_off()
+    _save_still(figure, path)
+
+
+#: Runs by the title of their set: pairs of a change and a receipt, as of :func:`ssae.sweep.read_sweep`.
+Choices: TypeAlias = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
+
+
+def chooser_settings(choices: Choices, metric: str = "pixel_auroc") -> dict[str, Any]:
+    """Settings of the figure in which the reader chooses among settings by their drawn defects.
+
+    Parameters
+    ----------
+    choices
+        Sets of runs, each of one category; the changes of a set keep their order, its seeds are its several
+        receipts of one change.
+    metric : str
+        What the figure starts with, a key of ``ssae.receipts.METRICS``.
+
+    Raises
+    ------
+    ValueError
+        If there is no set, or one holds fewer than two changes.
+    """
+    sets = []
+    for title, runs in choices.items():
+        changes = list(dict.fromkeys(change for change, _ in runs))
+        if len(changes) < 2:
+            raise ValueError(f"{title}: nothing to choose among")
+        of = {change: [receipt for other, receipt in runs if other == change] for change in changes}
+        sets.append(
+            {
+                "title": title,
+                "changes": changes,
+                **{
+                    ground: {
+                        name: [[round(r[ground][name], 5) for r in of[change]] for change in changes]
+                        for name in METRICS
+                    }
+                    for ground in ("validation", "metrics")
+                },
+            }
+        )
+    if not sets:
+        raise ValueError("no runs to choose among")
+    return {"sets": sets, "metrics": METRICS, "start": {"set": 0, "metric": metric}}
+
+
+def write_setting_chooser(choices: Choices, directory: Path | str = LIVE_DIRECTORY) -> Path:
+    """Write the payload and the still picture of the figure in which the reader chooses among settings; see
+    :func:`chooser_settings`.
+    """
+    settings = chooser_settings(choices)
+    path = write_payload("setting-chooser", figure="setting-chooser", settings=settings, directory=directory)
+    _draw_setting_chooser(settings, path.with_suffix(".png"))
+    return path
+
+
+def _draw_setting_chooser(settings: dict[str, Any], path: Path) -> None:
+    first, metric = settings["sets"][0], settings["start"]["metric"]
+    figure, axis = plt.subplots(figsize=(6.4, 0.8 + 0.28 * len(first["changes"])), dpi=110)
+    for row, values in enumerate(first["validation"][metric]):
+        axis.plot(values, [row] * len(values), "o", color=PALETTE["projection"])
+    axis.set_yticks(range(len(first["changes"])), first["changes"])
+    axis.invert_yaxis()
+    axis.set(xlabel=f"{METRICS[metric]} on drawn defects", title=first["title"])
     _save_still(figure, path)

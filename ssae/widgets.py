@@ -1,9 +1,10 @@
 """The live figures in a notebook: the page's own modules through anywidget, answered by the kernel's model.
 
 ``playground(...)``, ``signal_repair(...)``, ``blind_spot(...)``, ``corruption_bench(...)``,
-``paint_a_defect(...)`` and ``score_explorer(...)`` open the figures of the same names in Jupyter, VS Code and
-Colab. Nothing is exported for them: each answer is a forward pass of the torch model at hand, so a model
-trained anew in the notebook answers at once. Explained in the back matter of the book.
+``paint_a_defect(...)``, ``score_explorer(...)`` and ``setting_chooser(...)`` open the figures of the same
+names in Jupyter, VS Code and Colab. Nothing is exported for them: each answer is a forward pass of the torch
+model at hand, so a model trained anew in the notebook answers at once. Explained in the back matter of the
+book.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from ssae.live import (
     SCENES,
     SIGNALS,
     BlindSpot,
+    Choices,
     CorruptionBench,
+    chooser_settings,
     curve_points,
     explorer_settings,
     explorer_strips,
@@ -324,6 +327,17 @@ def score_explorer(
     payload = _payload("score-explorer", explorer_settings(largest, titles, passes))
     files = {role: _address_of(Image.fromarray(strip)) for role, strip in strips.items()}
     return LiveFigure("score-explorer", payload, {}, file_urls=files)
+
+
+def setting_chooser(choices: Choices) -> LiveFigure:
+    """The figure in which one chooses among settings, with runs of your own.
+
+    Parameters
+    ----------
+    choices
+        Sets of runs, see ``ssae.live.chooser_settings``.
+    """
+    return LiveFigure("setting-chooser", _payload("setting-chooser", chooser_settings(choices)), {})
 
 
 def sliders(draw: Callable[..., object], **controls: Widget) -> None:

@@ -28,12 +28,13 @@ from ssae.experiment import ExperimentSettings, Run
 from ssae.metrics import au_pro, pixel_auroc
 from ssae.models import ModelSettings, build, portable
 from ssae.payloads import read_payload
+from ssae.receipts import METRICS
 from ssae.scoring import box_filter, heat_map, image_scores
 from ssae.textures import make_textures
 from ssae.training import FitSettings
 
 ROOT = Path(__file__).parents[1]
-TOYS = ["projection-playground", "signal-repair", "score-explorer", "corruption-bench"]
+TOYS = ["projection-playground", "signal-repair", "score-explorer", "corruption-bench", "setting-chooser"]
 FIGURES = [*TOYS, "blind-spot", "paint-a-defect"]
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.alone]
@@ -78,6 +79,25 @@ def small_blind_spot() -> live.BlindSpot:
     )
 
 
+def chosen_runs() -> dict[str, list[tuple[str, dict]]]:
+    """Two sets of runs: four changes with one seed each, four with two."""
+    rng = np.random.default_rng(3)
+    sets = {}
+    for title, changes, seeds in (("one", "abcd", 1), ("two", "wxyz", 2)):
+        sets[title] = [
+            (
+                change,
+                {
+                    ground: dict(zip(METRICS, rng.random(4), strict=True))
+                    for ground in ("validation", "metrics")
+                },
+            )
+            for change in changes
+            for _ in range(seeds)
+        ]
+    return sets
+
+
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -108,6 +128,8 @@ class Site:
             corruption=CorruptionSettings(side=(0.3, 0.3)),
         )
         live.write_corruption_bench(self.bench, target)
+        self.choices = chosen_runs()
+        live.write_setting_chooser(self.choices, target)
         self.payloads = target
         (folder / "conf.py").write_text(CONF.format(extensions=str(ROOT / "book" / "_ext")), encoding="utf-8")
         for name in FIGURES:
@@ -391,6 +413,46 @@ def test_signals_are_painted_with_pointer_and_keys(tab: Tab) -> None:
     assert readout(figure, "painted") == 11
 
 
+def test_a_setting_is_chosen_by_drawn_defects_and_then_judged_by_the_test_split(tab: Tab, site: Site) -> None:
+    figure = tab.open("setting-chooser", "setting-chooser")
+    for title, metric in (("one", "pixel_auroc"), ("two", "au_pro")):
+        figure.get_by_label("Runs").select_option(label=title)
+        figure.get_by_label("Judged by").select_option(metric)
+        runs = site.choices[title]
+        means = {
+            ground: {
+                change: np.mean([receipt[ground][metric] for other, receipt in runs if other == change])
+                for change, _ in runs
+            }
+            for ground in ("validation", "metrics")
+        }
+        test = means["metrics"]
+        assert figure.locator(".sc-test").count() == 0, "covered until something is chosen"
+        assert figure.locator("[data-readout=test]").inner_text() == "–"
+        for change in test:
+            figure.get_by_role("radio", name=change).check()
+            assert readout(figure, "drawn") == pytest.approx(100 * means["validation"][change], abs=0.06)
+            assert readout(figure, "test") == pytest.approx(100 * test[change], abs=0.06)
+            assert readout(figure, "cost") == pytest.approx(
+                100 * (max(test.values()) - test[change]), abs=0.06
+            )
+            assert readout(figure, "place") == 1 + sum(other > test[change] for other in test.values())
+        marks = len(runs) + (len(test) if len(runs) > len(test) else 0)
+        assert figure.locator(".sc-test").count() == figure.locator(".sc-drawn").count() == marks
+        figure.get_by_role("button", name="Take the best").click()
+        best = max(means["validation"], key=means["validation"].get)
+        assert figure.get_by_role("radio", name=best).is_checked()
+        figure.get_by_role("button", name="Cover").click()
+        assert figure.locator(".sc-test").count() == 0
+        assert figure.get_by_role("radio", checked=True).count() == 0
+    first, second = list(test)[:2]
+    figure.get_by_role("radio", name=first).check()
+    figure.get_by_role("radio", name=first).press("ArrowDown")
+    assert figure.get_by_role("radio", name=second).is_checked()
+    with pytest.raises(ValueError, match="nothing to choose among"):
+        live.chooser_settings({"one": runs[:1]})
+
+
 def test_the_score_explorer_measures_as_the_package_does(tab: Tab, site: Site) -> None:
     figure = tab.open(TOYS[2], TOYS[2])
     settings = json.loads((site.payloads / "score-explorer.json").read_text())["settings"]
@@ -594,6 +656,12 @@ LOOK = """(element) => JSON.stringify(
     const style = getComputedStyle(part);
     return [style.outline, style.boxShadow, style.stroke, style.strokeWidth, style.opacity];
   }))"""
+# Of radio buttons Tab reaches the chosen one, or else the first.
+REACHED = """(element) => {
+  if (element.type !== "radio" || element.checked) return true;
+  const group = [...document.querySelectorAll(`input[name="${element.name}"]`)];
+  return group[0] === element && !group.some((other) => other.checked);
+}"""
 KIND = "element => element.type?.replace('select-one', 'select') ?? element.getAttribute('role')"
 KEYS = {
     "button": ["Enter", " "],
@@ -604,6 +672,7 @@ KEYS = {
 }
 # Pressed again, these have nothing left to do.
 ONCE = ("Start over", "Erase", "Erase all", "Flat piece", "Shift", "Burst", "Spike")
+ONCE += ("Take the best on drawn defects", "Cover the test split")
 
 
 def keys_for(control, kind: str) -> list[str]:
@@ -638,7 +707,7 @@ def test_keys_do_all_that_the_pointer_does(tab: Tab, name: str) -> None:
 
     # Tab goes to each control in the order of the page, shows which one it is, and leaves the figure again.
     figure.evaluate("figure => { figure.tabIndex = -1; figure.focus(); }")
-    controls = stage.locator("button, select, input:not([type=radio]:not(:checked)), [tabindex]").all()
+    controls = [c for c in stage.locator("button, select, input, [tabindex]").all() if c.evaluate(REACHED)]
     for control in controls:
         blurred = control.evaluate(LOOK)
         tab.page.keyboard.press("Tab")

@@ -65,6 +65,7 @@ def test_every_figure_becomes_one_module() -> None:
         "corruption-bench",
         "paint-a-defect",
         "score-explorer",
+        "setting-chooser",
     ):
         module = widgets.linked_module(figure)
         assert not re.search(r"^import ", module, re.MULTILINE), figure
