@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import stat
+import threading
 import time
 import unicodedata
 import warnings
@@ -221,8 +222,8 @@ PROBLEM_KINDS: Mapping[str, tuple[str, str, str]] = {
     "ignored": ("warning", "is of no known image type and not used", "convert it to PNG or remove it"),
     "passed_over": (
         "warning",
-        "holds {count} images where none are looked for; they are not used",
-        "move them beside the others, or give this folder alone",
+        "holds images where none are looked for ({count}); they are not used",
+        "{mend}",
     ),
     "not_a_category": (
         "warning",
@@ -375,9 +376,35 @@ class _Decoded:
     opaque: bool | None  # None: no alpha
 
 
+class _Quiet:
+    """Pillow's warnings ignored while any thread is inside: `warnings.catch_warnings` alone, entered by
+    several threads, leaves them ignored for ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._saved.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
 def _decode(data: bytes) -> _Decoded:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of bombs at a limit of its own, and refuses twice that
+    with _QUIET:  # Pillow warns of bombs at a limit of its own, and refuses twice that
         image: Image.Image = Image.open(io.BytesIO(data), formats=_DECODERS)
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError
@@ -519,7 +546,7 @@ def load_images(paths: Sequence[str | os.PathLike[str]], resolution: int) -> Ten
         return photo_tensor(read_photo(path), resolution)
 
     # Decoding and resizing leave Python's lock to others. A few ahead at a time, not all.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         start_of = range(0, len(paths), READ_AHEAD)
         batches = (pool.map(read, paths[start : start + READ_AHEAD]) for start in start_of)
         for index, image in enumerate(progress_over(chain.from_iterable(batches), "images", len(paths))):
@@ -800,7 +827,8 @@ def _unread(path: Path) -> bool:
 
 def _mend_of_empty(folder: Path) -> str:
     with suppress(DataError):  # images further down are the usual reason
-        below = next((path for path in tree_files(folder) if not _is_bad(path.parent, folder)), None)
+        files = (path for path in tree_files(folder) if path.is_file())
+        below = next((path for path in files if not _is_bad(path.parent, folder)), None)
         if below is not None:
             return f"images lie further down, in {_printable(str(below.parent))}; give that or move them"
     return f"put images there ({_ENDINGS})"
@@ -872,13 +900,21 @@ def _means_good(path: Path) -> bool:
 
 
 def _is_bad(path: Path, folder: Path) -> bool:
-    """Whether a name on the way from `folder` to `path` says that there is nothing to train on: "def_front",
-    but not "no_defects".
+    """Whether a name on the way from `folder` to `path` says that there is nothing to train on: "def_front"
+    or "not_ok", but not "no_defects".
     """
-    for name in path.relative_to(folder).parts:
-        words = set(re.split(r"[\W\d_]+", name.casefold()))
-        says_so = words & _MEANS_BAD and not words & {"free", "no", "non", "not", "without"}
-        if says_so or name.strip().casefold() in _NOT_TO_TRAIN_ON:
+    return any(
+        name.strip().casefold() in _NOT_TO_TRAIN_ON or _says_bad(re.split(r"[\W\d_]+", name.casefold()))
+        for name in path.relative_to(folder).parts
+    )
+
+
+def _says_bad(words: list[str]) -> bool:
+    for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
+        denied = before in {"no", "non", "not", "without"}
+        if word in _MEANS_GOOD and denied:
+            return True
+        if word in _MEANS_BAD and not denied and after != "free":
             return True
     return False
 
@@ -944,7 +980,10 @@ def unused_files(folder: str | os.PathLike[str]) -> list[Problem]:
     for path, count in left.items():
         # Defective parts beside the good ones are meant to be passed over.
         if not _is_bad(path, Path(folder)):
-            problems.append(_problem("passed_over", path, count=count))
+            mend = "move them into the folder of good parts"
+            if path != Path(folder):
+                mend += ", or give this folder alone"
+            problems.append(_problem("passed_over", path, count=count, mend=mend))
     return problems
 
 

@@ -33,11 +33,13 @@ from ssae.datasets import (
 )
 from ssae.experiment import (
     HOLD_OUT_OF_FOLDER,
+    SYMMETRY_GROUPS,
     Run,
     calibrate,
     hold_out,
     learn,
     load_run,
+    require_memory,
     weights_of,
 )
 from ssae.files import write_atomically
@@ -137,10 +139,13 @@ class Detector(OutlierMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Photographs, y: None = None) -> Detector:
-        """Train on photographs of normal parts; a fifth of them is held out to set the threshold.
+        """Train on photographs of normal parts; a fifth of them, at most 500, is held out to set
+        the threshold.
 
         Raises
         ------
+        ValueError
+            If a setting is none that there is.
         RunError
             If there are fewer than two photographs.
         DataError
@@ -148,6 +153,10 @@ class Detector(OutlierMixin, BaseEstimator):
         """
         if not 0 <= self.false_alarms < 1:  # before the training, not after it
             raise ValueError(f"false_alarms is a share in [0, 1), 0.05 for 5 %; got {self.false_alarms}")
+        if self.symmetry not in ("auto", *SYMMETRY_GROUPS):
+            raise ValueError(
+                f"symmetry must be one of auto, {', '.join(SYMMETRY_GROUPS)}, got {self.symmetry!r}"
+            )
         if self.texture not in (True, False, "auto"):
             raise ValueError(f"texture must be True, False or 'auto', got {self.texture!r}")
         texture = "auto" if self.texture == "auto" else ("yes" if self.texture else "no")
@@ -163,6 +172,7 @@ class Detector(OutlierMixin, BaseEstimator):
         settings = replace(
             settings, fit=replace(settings.fit, steps=steps, minutes=self.minutes, seed=self.seed)
         )
+        require_memory(len(photographs), settings.resolution)
         images = torch.cat(list(_batches(photographs, settings.resolution)))
         kept, held = hold_out(len(images), self.seed, HOLD_OUT_OF_FOLDER)
         device = default_device()

@@ -78,6 +78,9 @@ SYMMETRIES = {
     **dict.fromkeys(("grass", "gravel"), "all"),
 }
 
+# What :func:`random_symmetry` knows.
+SYMMETRY_GROUPS = ("none", "flips", "rotations", "all")
+
 # Categories that look alike everywhere: a model may learn them from crops, and sees four times as many in the
 # same time.
 TEXTURES = frozenset(("carpet", "grid", "leather", "tile", "wood", "brick", "grass", "gravel", "weave"))
@@ -315,7 +318,7 @@ def _train(
     device = own_device(device or default_device())
     kept, held = split(category, settings.fit.seed)
     held_out = [category.train_paths[i].relative_to(category.root).as_posix() for i in held.tolist()]
-    _require_memory(len(category.train_paths), settings.resolution)
+    require_memory(len(category.train_paths), settings.resolution)
     images = category.train_images()
     images_sha256 = _pixels_sha256(images)
     if config is not None and (
@@ -384,10 +387,16 @@ def _train(
     return on_first(finish)
 
 
-def _require_memory(count: int, resolution: int) -> None:
-    """Refuse what would be killed for its memory, hours later perhaps and without a word.
+def require_memory(count: int, resolution: int) -> None:
+    """Refuse to train on so many images of so many pixels a side if they cannot fit into memory.
 
-    Linux grants memory that it does not have.
+    Linux grants memory that it does not have, and kills whoever uses it. The limit of a container, which may
+    be less than the machine's, is not seen.
+
+    Raises
+    ------
+    RunError
+        If they cannot.
     """
     need = 2 * count * 3 * resolution**2 * 4  # the images, and those to train on once more
     try:
@@ -1005,8 +1014,8 @@ def random_symmetry(images: Tensor, symmetry: str, generator: torch.Generator) -
 
 
 def _check_symmetry(symmetry: str) -> None:
-    if symmetry not in ("none", "flips", "rotations", "all"):
-        raise ValueError(f"symmetry must be none, flips, rotations or all, got {symmetry!r}")
+    if symmetry not in SYMMETRY_GROUPS:
+        raise ValueError(f"symmetry must be one of {', '.join(SYMMETRY_GROUPS)}, got {symmetry!r}")
 
 
 def random_shift(images: Tensor, reach: int, generator: torch.Generator) -> Tensor:

@@ -135,11 +135,12 @@ def jobs_of(grid: Grid, data: str | os.PathLike[str], out: str | os.PathLike[str
     """
 
     def job(change: str, category: str, seed: int) -> Job:
+        own = grid.each.get(category, {})
         try:
-            own = grid.each.get(category, {})
             settings = changed_settings(category, seed, grid.base, own, grid.changes[change])
         except RunError as error:
-            raise RunError(f"the grid's change {change!r}, laid over its base: {error}") from error
+            over = "its base and what `each` names" if own else "its base"
+            raise RunError(f"the grid's change {change!r}, laid over {over}: {error}") from error
         run_dir = Path(out) / change / f"{category}-seed{seed}"
         return Job(change, settings, os.fspath(data), os.fspath(run_dir))
 
@@ -216,7 +217,8 @@ def examine(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     of passes (:data:`PASSES`), and ``root`` for the root of the difference where the run squares, and the
     other way round. The same names with ``_on_pasted``: pasted defects
     (:func:`ssae.experiment.pasted_ground`), except for textures. What is chosen is chosen on these; the names
-    with ``_on_test`` show afterwards whether they were a good guide.
+    with ``_on_test``, left out where the test split has no masks, show afterwards whether they were a good
+    guide.
     """
     run = load_run(run_dir)
     path = Path(run_dir) / "receipt.json"

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import unicodedata
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -538,6 +539,7 @@ def test_a_named_pipe_among_photographs_does_not_wait_for_ever(tmp_path: Path) -
     ("name", "bad"),
     [
         *((name, True) for name in ("def_front", "KO", "anomaly", "cracked 2", "bad-ones", "masks")),
+        *((name, True) for name in ("defect_no_3", "not_ok", "no good", "non-normal")),
         *((name, False) for name in ("no_defects", "default", "front", "defect-free", "tested", "brokerage")),
     ],
 )
@@ -564,7 +566,10 @@ def test_photographs_that_are_passed_over_are_counted(tmp_path: Path) -> None:
         problem.path: problem.message for problem in unused_files(tmp_path) if problem.kind == "passed_over"
     }
     assert left.keys() == {str(tmp_path), str(tmp_path / "ok" / "more")}, "defective ones are meant to be"
-    assert "2 images" in left[str(tmp_path)]
+    assert "(2)" in left[str(tmp_path)]
+    mends = {problem.path: problem.mend for problem in unused_files(tmp_path)}
+    assert "give this folder alone" not in mends[str(tmp_path)], "that is what was done"
+    assert "give this folder alone" in mends[str(tmp_path / "ok" / "more")]
     assert {problem.path for problem in check(tmp_path) if problem.kind == "passed_over"} == left.keys()
 
 
@@ -603,7 +608,9 @@ def test_many_photographs_are_read_in_their_order(tmp_path: Path) -> None:
     for index in range(READ_AHEAD + 6):
         paths.append(tmp_path / f"{index}.png")
         Image.new("L", (16, 16), index).save(paths[-1])
+    loud = list(warnings.filters)
     images = load_images(paths, 16)
+    assert warnings.filters == loud, "reading side by side leaves warnings as they were"
     assert (255 * images[:, 0, 0, 0]).round().int().tolist() == list(range(READ_AHEAD + 6))
     paths[40].write_bytes(b"")
     with pytest.raises(DataError, match=r"40\.png is an empty file"):

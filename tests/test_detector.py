@@ -143,7 +143,7 @@ def test_a_folder_to_be_judged_is_judged_whole(detector, photographs, tmp_path):
     [
         ({"false_alarms": 5}, "a share in"),
         ({"texture": "no"}, "True, False or 'auto'"),
-        ({"symmetry": "mirrored"}, "symmetry must be none"),
+        ({"symmetry": "mirrored"}, "symmetry must be one of auto, none"),
     ],
 )
 def test_a_wrong_setting_is_named_before_the_training(photographs, monkeypatch, wrong, said):

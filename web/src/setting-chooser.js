@@ -21,8 +21,8 @@ export async function mount(root, context) {
   const shown = readouts([
     ["drawn", "On drawn defects"],
     ["test", "On the test split"],
-    ["place", "Place there"],
-    ["cost", "Points below the best there"],
+    ["place", "Place on the test split"],
+    ["cost", "Points below its best"],
   ]);
   const voice = announcer();
   root.append(
@@ -107,10 +107,13 @@ export async function mount(root, context) {
 
   function draw() {
     const { changes } = sets[state.set];
+    const values = means("validation");
     strips = strips.map((old, index) => {
       const drawing = strip(index);
       old.replaceWith(drawing);
       inputs[index].checked = index === state.chosen;
+      // The strips are for the eye alone.
+      inputs[index].setAttribute("aria-description", `${percent(values[index])} percent on drawn defects`);
       return drawing;
     });
     const now = scales();
