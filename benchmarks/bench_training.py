@@ -55,6 +55,7 @@ def prepare(way: str, preset: str, batch: int, size: int) -> Callable[[], object
 
         return plain
     model.to(memory_format=torch.channels_last)
+    clean = clean.contiguous(memory_format=torch.channels_last)  # as `experiment.make_draw` gives them
     state = TrainingState(model, FitSettings(steps=10**6, ema=0.999, optimiser="muon"))
     trained = torch.compile(model) if way == "compiled" else model
     return lambda: train_step(state, trained, lambda generator: clean, objective, 1e-4)
