@@ -29,7 +29,7 @@ def test_notebook_runs_far_from_the_repository(path, tmp_path, monkeypatch):
     assert all(cell.execution_count for cell in ran)
     figures = [cell for cell in ran if "widgets.in_notebook(" in cell.source]
     page = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert len(figures) == page.count("{live-figure}") or path.stem == "intro", (
+    assert len(figures) >= page.count("{live-figure}") or path.stem == "intro", (
         "a figure of the page is missing"
     )
     for cell in figures:

@@ -353,7 +353,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-GRIDS = ("search", "parts", "surfaces", "surfaces_long", "grid", "budget")
+GRIDS = ("search", "parts", "surfaces", "surfaces_long", "grid", "budget", "symmetry", "parts_muon")
 
 
 @pytest.mark.parametrize("name", GRIDS)
