@@ -29,8 +29,8 @@ def test_notebook_runs_far_from_the_repository(path, tmp_path, monkeypatch):
     assert all(cell.execution_count for cell in ran)
     figures = [cell for cell in ran if "widgets.in_notebook(" in cell.source]
     page = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert len(figures) >= page.count("{live-figure}") or path.stem == "intro", (
-        "a figure of the page is missing"
-    )
+    # That of chapter 12 needs the data set, so the page has none.
+    wanted = page.count("{live-figure}") + (path.stem == "12_mvtec")
+    assert len(figures) == wanted or path.stem == "intro", "a figure of the page is missing"
     for cell in figures:
         assert any("application/vnd.jupyter.widget-view+json" in out.get("data", {}) for out in cell.outputs)
