@@ -815,11 +815,17 @@ def _autocast(device: torch.device, precision: str, convolutional: bool) -> torc
     return nullcontext()
 
 
+def _in_notebook() -> bool:
+    """Whether a kernel runs this code; that its module is loaded says nothing."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 def _progress_bar(settings: FitSettings, state: TrainingState, progress: bool) -> tqdm:
     # disable=None shows the bar on terminals only, so logs and rendered pages stay clean. A notebook's stream
     # says that it is none, and whoever waits there wants to see it all the same.
-    notebook = "ipykernel" in sys.modules and "SSAE_BOOK_PAGES" not in os.environ
-    disable = (False if notebook else None) if progress else True
+    shown = _in_notebook() and "SSAE_BOOK_PAGES" not in os.environ
+    disable = (False if shown else None) if progress else True
     if settings.steps is not None:
         return tqdm(total=settings.steps, initial=state.step, unit="step", disable=disable)
     assert settings.minutes is not None

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import threading
+import types
 from dataclasses import replace
 
 import pytest
@@ -481,10 +482,9 @@ def test_the_progress_bar_shows_in_a_notebook_and_not_in_the_pages(monkeypatch, 
     """Here, as in a notebook, the standard error is no terminal."""
     monkeypatch.delenv("SSAE_BOOK_PAGES", raising=False)
     monkeypatch.setattr(training.sys, "stderr", io.StringIO())
-    if kernel:
-        monkeypatch.setitem(training.sys.modules, "ipykernel", None)
-    else:
-        monkeypatch.delitem(training.sys.modules, "ipykernel", raising=False)
+    monkeypatch.setitem(training.sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    shell = types.SimpleNamespace(kernel=object()) if kernel else None
+    monkeypatch.setitem(training.sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     if pages:
         monkeypatch.setenv("SSAE_BOOK_PAGES", "1")
     settings = FitSettings(steps=3)
