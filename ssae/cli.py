@@ -143,9 +143,8 @@ def parser() -> argparse.ArgumentParser:
         description="Train on photographs of good parts: any folder of them, or CATEGORY/train/good of a "
         "data set in the MVTec AD layout. Of a bare folder a fifth, at most 500, is held out to set the "
         "threshold, and settings that are not given are chosen and explained. The same command again resumes "
-        "an interrupted "
-        "run and does nothing for a finished one. Watch RUN/progress to see whether it will work. Started by "
-        "torchrun, several processes share each batch.",
+        "an interrupted run and does nothing for a finished one. Watch RUN/progress to see whether it will "
+        "work. Started by torchrun, several processes share each batch.",
     )
     train.add_argument(
         "--data",

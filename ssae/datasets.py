@@ -97,7 +97,7 @@ _MEANS_BAD = {
     *("abnormal", "anomalies", "anomalous", "anomaly", "bad", "broken", "crack", "cracked", "damaged", "def"),
     *("defect", "defective", "defects", "fail", "failed", "faulty", "ko", "ng", "nok", "reject", "rejected"),
 }
-_NOT_TO_TRAIN_ON = _MEANS_BAD | {"test", "mask", "masks", "ground_truth"}
+_NOT_TO_TRAIN_ON = {"test", "mask", "masks", "ground_truth"}
 _VIDEOS = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".wmv", ".mpg", ".mpeg"}
 
 

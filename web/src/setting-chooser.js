@@ -50,10 +50,7 @@ export async function mount(root, context) {
       "div",
       { class: "lf-row" },
       button("Take the best on drawn defects", () => choose(ranking("validation")[0])),
-      button("Cover the test split", () => {
-        state.chosen = null;
-        draw();
-      }),
+      button("Cover the test split", () => choose(null)),
     ),
     hint,
     voice,
@@ -71,7 +68,6 @@ export async function mount(root, context) {
 
   /** Rows for another set of runs, none of them chosen. */
   function build() {
-    state.chosen = null;
     const { changes } = sets[state.set];
     inputs = changes.map((_, index) => h("input", { type: "radio", name: group, value: String(index), onchange: () => choose(index) }));
     strips = changes.map(() => h("span", {}));
@@ -80,7 +76,7 @@ export async function mount(root, context) {
       ...changes.map((change, index) => h("label", { class: "sc-row" }, inputs[index], h("span", { class: "sc-name" }, change), strips[index])),
       ends,
     );
-    draw();
+    choose(null);
   }
 
   function choose(index) {
@@ -88,11 +84,16 @@ export async function mount(root, context) {
     draw();
   }
 
-  function strip(index) {
-    const marks = GROUNDS.flatMap(([ground, name, y]) => {
-      if (name === "test" && state.chosen === null) return [];
+  /** The grounds that are not covered, each with its values and their ends. */
+  function uncovered() {
+    return GROUNDS.filter(([, name]) => name === "drawn" || state.chosen !== null).map(([ground, name, y]) => {
       const all = sets[state.set][ground][state.metric];
-      const [low, high] = [Math.min(...all.flat()), Math.max(...all.flat())];
+      return { name, y, all, low: Math.min(...all.flat()), high: Math.max(...all.flat()) };
+    });
+  }
+
+  function strip(index, grounds) {
+    const marks = grounds.flatMap(({ name, y, all, low, high }) => {
       const x = (value) => STRIP.pad + ((value - low) / (high - low || 1)) * (STRIP.width - 2 * STRIP.pad);
       const dots = all[index].length > 1 ? all[index].map((value) => dot(name, x(value), y, 2)) : [];
       return [...dots, dot(name, x(mean(all[index])), y, 4.5)];
@@ -107,26 +108,26 @@ export async function mount(root, context) {
 
   function draw() {
     const { changes } = sets[state.set];
-    const values = means("validation");
+    const [drawn, test] = [means("validation"), means("metrics")];
+    const grounds = uncovered();
     strips = strips.map((old, index) => {
-      const drawing = strip(index);
+      const drawing = strip(index, grounds);
       old.replaceWith(drawing);
       inputs[index].checked = index === state.chosen;
       // The strips are for the eye alone.
-      inputs[index].setAttribute("aria-description", `${percent(values[index])} percent on drawn defects`);
+      inputs[index].setAttribute("aria-description", `${percent(drawn[index])} percent on drawn defects`);
       return drawing;
     });
-    const now = scales();
+    const now = scales(grounds);
     ends.replaceWith(now);
     ends = now;
-    const order = ranking("metrics");
     if (state.chosen === null) {
       for (const name of ["drawn", "test", "place", "cost"]) shown.show(name, "–");
       hint.textContent = "The test split is covered. Whoever chooses by it makes it worthless for the report.";
       voice.say(`${sets[state.set].title}, ${metrics[state.metric]}: ${changes.length} settings. The test split is covered.`);
       return;
     }
-    const [drawn, test] = [means("validation"), means("metrics")];
+    const order = ranking("metrics");
     const place = order.indexOf(state.chosen) + 1;
     const cost = test[order[0]] - test[state.chosen];
     shown.show("drawn", `${percent(drawn[state.chosen])} %`);
@@ -141,18 +142,10 @@ export async function mount(root, context) {
   }
 
   /** The ends of both scales, below the strips. */
-  function scales() {
-    const line = ([ground, name]) => {
-      const values = sets[state.set][ground][state.metric].flat();
-      return h(
-        "p",
-        { class: `sc-scale sc-scale-${name}` },
-        h("span", {}, percent(Math.min(...values))),
-        h("span", {}, percent(Math.max(...values))),
-      );
-    };
-    const visible = GROUNDS.filter(([, name]) => name === "drawn" || state.chosen !== null);
-    return h("div", { class: "sc-scales" }, ...visible.map(line));
+  function scales(grounds) {
+    const line = ({ name, low, high }) =>
+      h("p", { class: `sc-scale sc-scale-${name}` }, h("span", {}, percent(low)), h("span", {}, percent(high)));
+    return h("div", { class: "sc-scales" }, ...grounds.map(line));
   }
 
   build();

@@ -2,8 +2,8 @@
 
 ``python -m ssae_book.notebooks`` writes what has changed; with ``--check`` it writes nothing and fails if a
 notebook is missing, left over or out of step. Directives and roles are turned into plain Markdown, because
-Colab and Jupyter do not know them. The first cell prepares Colab; in a clone
-it puts the package of the clone first.
+Colab and Jupyter do not know them. The first cell prepares Colab; in a clone it puts the
+package of the clone first.
 """
 
 from __future__ import annotations
