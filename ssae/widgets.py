@@ -22,7 +22,10 @@ import anywidget
 import numpy as np
 import torch
 import traitlets
-from ipywidgets import Widget, interact
+from ipywidgets import Image as Picture
+from ipywidgets import VBox, Widget
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor, nn
@@ -340,20 +343,40 @@ def setting_chooser(choices: Choices) -> LiveFigure:
     return LiveFigure("setting-chooser", _payload("setting-chooser", chooser_settings(choices)), {})
 
 
-def sliders(draw: Callable[..., object], **controls: Widget) -> None:
-    """``ipywidgets.interact`` in a notebook; in the pages of the book, which have no kernel, one frame.
+def sliders(draw: Callable[..., Figure], **controls: Widget) -> VBox | None:
+    """Controls above a figure that follows them; in the pages of the book, which have no kernel, one frame.
 
     Parameters
     ----------
     draw : callable
-        Draws a figure from the values of the controls.
+        Gives the figure for the values of the controls.
     **controls : Widget
-        One widget with a ``value`` for each argument of ``draw``; the page shows the frame of these values.
+        One widget with a ``value`` for each argument of ``draw``, labelled with its name if it has no
+        description; the page shows the frame of these values.
     """
     if os.environ.get("SSAE_BOOK_PAGES"):
         draw(**{name: control.value for name, control in controls.items()})
-    else:
-        interact(draw, **controls)
+        plt.show()
+        return None
+    # A picture and not ``ipywidgets.interact``: its output widget sometimes leaves nbclient waiting for ever.
+    picture = Picture(format="png")
+
+    def show(_: object = None) -> None:
+        picture.value = png(draw(**{name: control.value for name, control in controls.items()}))
+
+    for name, control in controls.items():
+        control.description = control.description or name
+        control.observe(show, "value")
+    show()
+    return VBox([*controls.values(), picture])
+
+
+def png(figure: Figure) -> bytes:
+    """PNG file of the figure, for an ``ipywidgets.Image``; the figure is closed, so that no cell shows it again."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()
 
 
 def _address(images: Tensor) -> str:

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -42,19 +43,44 @@ def controls() -> dict:
     return {"x": FloatSlider(value=0.25), "kind": Dropdown(options=("a", "b"), value="b")}
 
 
+def drawing(drawn: list):
+    """A function for ``widgets.sliders`` that notes with which values it was called."""
+
+    def draw(x: float, kind: str) -> plt.Figure:
+        drawn.append((x, kind))
+        figure, axis = plt.subplots(figsize=(2, 1))
+        axis.barh([0], [x])
+        axis.set_xlim(0, 1)
+        return figure
+
+    return draw
+
+
 def test_a_page_shows_the_frame_of_the_first_values(controls, monkeypatch) -> None:
-    drawn = []
+    drawn, shown = [], []
     monkeypatch.setenv("SSAE_BOOK_PAGES", "1")
-    widgets.sliders(lambda x, kind: drawn.append((x, kind)), **controls)
+    monkeypatch.setattr(plt, "show", lambda: shown.extend(plt.get_fignums()))
+    assert widgets.sliders(drawing(drawn), **controls) is None
     assert drawn == [(0.25, "b")]
+    assert len(shown) == 1
+    plt.close("all")
 
 
 def test_a_notebook_draws_again_when_a_slider_moves(controls, monkeypatch) -> None:
     drawn = []
     monkeypatch.delenv("SSAE_BOOK_PAGES", raising=False)
-    widgets.sliders(lambda x, kind: drawn.append((x, kind)), **controls)
-    controls["x"].value = 0.5
-    assert drawn == [(0.25, "b"), (0.5, "b")]
+    box = widgets.sliders(drawing(drawn), **controls)
+    assert [child.description for child in box.children[:-1]] == ["x", "kind"]
+    picture = box.children[-1]
+
+    def ink() -> int:
+        return int((np.asarray(Image.open(io.BytesIO(picture.value)).convert("L")) < 160).sum())
+
+    before = ink()
+    controls["x"].value = 0.75
+    assert drawn == [(0.25, "b"), (0.75, "b")]
+    assert ink() > 1.5 * before
+    assert not plt.get_fignums(), "a figure left open is shown again below the cell"
 
 
 def test_every_figure_becomes_one_module() -> None:
