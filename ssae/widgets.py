@@ -372,7 +372,7 @@ def sliders(draw: Callable[..., Figure], **controls: Widget) -> VBox | None:
 
 
 def png(figure: Figure) -> bytes:
-    """PNG file of the figure, for an ``ipywidgets.Image``; closes the figure, so that no cell shows it twice."""
+    """PNG file of a figure, for an ``ipywidgets.Image``; closes it, so that no cell shows it twice."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
