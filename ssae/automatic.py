@@ -140,9 +140,13 @@ def choose_for(
         reasons.append(f"texture {texture}: {what}")
     if symmetry == "auto":
         symmetry = shown_symmetry(images)
+        why_none = (
+            "too few photographs to tell whether mirrored or turned ones look like them"
+            if len(images) < ENOUGH
+            else "mirrored or turned photographs do not look like yours"
+        )
         reasons.append(
-            "symmetry none: mirrored or turned photographs do not look like yours; if such a part is still a "
-            "good one, say so with --symmetry"
+            f"symmetry none: {why_none}; if such a part is still a good one, say so with --symmetry"
             if symmetry == "none"
             else f"symmetry {symmetry}: your photographs look alike when they are mirrored or turned so"
         )

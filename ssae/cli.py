@@ -346,7 +346,7 @@ def run_train_together(options: argparse.Namespace) -> int:
 def run_train(options: argparse.Namespace) -> int:
     """``ssae train``."""
     from ssae import automatic
-    from ssae.datasets import data_sha256, open_category, unused_files
+    from ssae.datasets import data_sha256, open_category, unused_copies, unused_files
     from ssae.experiment import ExperimentSettings, RunError, split, texture_settings, train
     from ssae.models import preset_settings
     from ssae.receipts import dataset_name
@@ -361,6 +361,8 @@ def run_train(options: argparse.Namespace) -> int:
             f"try {network.nearest_side(options.resolution)}"
         )
     category = open_category(options.data, options.category, options.resolution or 128)
+    for problem in unused_copies(category) if category.test_paths else unused_files(category):
+        print(problem)
     if category.test_paths and dataset_name(category) in ("textures", "mvtec_ad"):
         settings = ExperimentSettings.for_category(category.name, category.resolution, preset=options.preset)
         if options.symmetry != "auto":
@@ -369,8 +371,6 @@ def run_train(options: argparse.Namespace) -> int:
             settings = replace(settings, **texture_settings(options.texture == "yes", settings.resolution))
     else:
         if not category.test_paths:
-            for problem in unused_files(category.root):
-                print(problem)
             kept, held = split(category, options.seed)
             known = false_alarms(len(held), 0).high
             if len(category.train_paths) < automatic.ENOUGH:

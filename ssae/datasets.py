@@ -64,8 +64,10 @@ __all__ = [
     "photo_tensor",
     "read_photo",
     "tree_files",
+    "unused_copies",
     "unused_files",
     "upright_photo",
+    "usable_cores",
 ]
 
 GOOD = "good"
@@ -483,6 +485,18 @@ def _read_photo(path: Path) -> tuple[Image.Image | None, list[Problem]]:
     return image, problems
 
 
+def _photo_size(path: Path) -> tuple[int, int] | None:
+    """Width and height of a photograph as it is shown, from its header alone; None if that cannot be read,
+    which is told when its pixels are asked for.
+    """
+    try:
+        with _QUIET, Image.open(path, formats=_DECODERS) as image:
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.height, image.width) if turned else image.size
+    except Exception:  # as in `_read`, decoders raise anything
+        return None
+
+
 def _read_mask(path: Path) -> tuple[np.ndarray | None, list[Problem]]:
     """The mask as booleans (H, W), or None, and everything wrong with it by itself."""
     decoded, problems = _read(path)
@@ -546,13 +560,20 @@ def load_images(paths: Sequence[str | os.PathLike[str]], resolution: int) -> Ten
         return photo_tensor(read_photo(path), resolution)
 
     # Decoding and resizing leave Python's lock to others. A few ahead at a time, not all.
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         start_of = range(0, len(paths), READ_AHEAD)
         batches = (pool.map(read, paths[start : start + READ_AHEAD]) for start in start_of)
         for index, image in enumerate(progress_over(chain.from_iterable(batches), "images", len(paths))):
             images[index] = image
     LOGGER.info("read %d images in %.1f s", len(paths), time.perf_counter() - start)
     return images
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use: a cluster or a container may grant fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def read_photo(path: str | os.PathLike[str]) -> Image.Image:
@@ -675,8 +696,8 @@ def load_masks(
             continue
         mask, problems = _read_mask(Path(path))
         if mask is not None and image_paths is not None:
-            photo, _ = _read_photo(Path(image_paths[index]))
-            problems += _compare_sizes(Path(path), mask, photo.size) if photo is not None else []
+            size = _photo_size(Path(image_paths[index]))
+            problems += _compare_sizes(Path(path), mask, size) if size is not None else []
         _raise_errors(problems)
         assert mask is not None
         masks[index] = torch.from_numpy(_resize_mask(mask, resolution))
@@ -727,6 +748,9 @@ class Category:
         Kind of defect of each test image; ``"good"`` for normal ones.
     mask_paths
         Mask of each test image; None for normal ones, and for all where the data set has no masks.
+    copies
+        Normal images that are left out of ``train_paths``, each with the one there that holds the same bytes.
+        A copy among the held-out images would make them look familiar.
     """
 
     name: str
@@ -736,6 +760,7 @@ class Category:
     test_paths: tuple[Path, ...] = ()
     test_defects: tuple[str, ...] = ()
     mask_paths: tuple[Path | None, ...] = ()
+    copies: tuple[tuple[Path, Path], ...] = ()
 
     @property
     def labels(self) -> Tensor:
@@ -869,7 +894,11 @@ def load_folder(folder: str | os.PathLike[str], resolution: int) -> Category:
     _raise_errors(problems)
     copies = _copies(files)
     return Category(
-        folder.resolve().name, folder, resolution, tuple(path for path in files if path not in copies)
+        folder.resolve().name,
+        folder,
+        resolution,
+        tuple(path for path in files if path not in copies),
+        copies=tuple(copies.items()),
     )
 
 
@@ -967,24 +996,29 @@ def open_category(root: str | os.PathLike[str], category: str | None, resolution
     return load_category(root, names[0], resolution) if names else load_folder(root, resolution)
 
 
-def unused_files(folder: str | os.PathLike[str]) -> list[Problem]:
-    """What lies in a bare folder, and one level down, that :func:`load_folder` passes over."""
-    folders, _, problems = _entries(Path(folder))
+def unused_files(category: Category) -> list[Problem]:
+    """What lies in the folder of a category, and one level down, that :func:`load_folder` has passed over."""
+    folder = category.root
+    folders, _, problems = _entries(folder)
     for path in folders:
         problems += _entries(path)[2]
     problems = [problem for problem in problems if problem.kind == "ignored"]
-    files = _bare_files(Path(folder))[0]
-    problems += [_problem("copy", path, other=other) for path, other in _copies(files).items()]
-    used = set(files)
+    problems += unused_copies(category)
+    used = {*category.train_paths, *(copy for copy, _ in category.copies)}
     left = Counter(path.parent for path in tree_files(folder) if path not in used and path.is_file())
     for path, count in left.items():
         # Defective parts beside the good ones are meant to be passed over.
-        if not _is_bad(path, Path(folder)):
+        if not _is_bad(path, folder):
             mend = "move them into the folder of good parts"
-            if path != Path(folder):
+            if path != folder:
                 mend += ", or give this folder alone"
             problems.append(_problem("passed_over", path, count=count, mend=mend))
     return problems
+
+
+def unused_copies(category: Category) -> list[Problem]:
+    """The normal images of a category that are left out as copies."""
+    return [_problem("copy", path, other=other) for path, other in category.copies]
 
 
 def tree_files(folder: str | os.PathLike[str], unread: bool = False) -> Iterator[Path]:
@@ -1035,6 +1069,7 @@ def load_category(root: str | os.PathLike[str], category: str, resolution: int) 
     Returns
     -------
     Category
+        Of training images that are the same byte for byte only the first counts.
 
     Raises
     ------
@@ -1052,7 +1087,13 @@ def load_category(root: str | os.PathLike[str], category: str, resolution: int) 
         if data:
             digests[path] = hashlib.sha256(data).hexdigest()
     _raise_errors(problems + _duplicates(listing, digests))
-    return listing
+    first: dict[str, Path] = {}
+    pairs = [(path, first.setdefault(digests.get(path, str(path)), path)) for path in listing.train_paths]
+    return replace(
+        listing,
+        train_paths=tuple(first.values()),
+        copies=tuple(pair for pair in pairs if pair[0] is not pair[1]),
+    )
 
 
 def category_folder(root: Path, category: str) -> Path:
@@ -1314,8 +1355,9 @@ def _check_bare(folder: Path) -> list[Problem]:
     if not files:
         grave = [problem for problem in problems if problem.severity == "error" and problem.kind != "empty"]
         return grave or [_no_categories(folder)]
-    ignored = {problem for problem in unused_files(folder) if problem not in problems}
-    return _check_images(Category(folder.resolve().name, folder, 1, tuple(files)), [*problems, *ignored])
+    category = Category(folder.resolve().name, folder, 1, tuple(files), copies=tuple(_copies(files).items()))
+    ignored = {problem for problem in unused_files(category) if problem not in problems}
+    return _check_images(category, [*problems, *ignored])
 
 
 def _check_category(folder: Path) -> list[Problem]:

@@ -256,9 +256,10 @@ def _batches(photographs: Sequence[Photograph], resolution: int, size: int = 32)
 
 
 def _good_files(folder: str | os.PathLike[str]) -> Sequence[Photograph]:
-    for problem in unused_files(folder):
+    category = load_folder(folder, SMALLEST)
+    for problem in unused_files(category):
         warnings.warn(str(problem), stacklevel=4)
-    return load_folder(folder, SMALLEST).train_paths
+    return category.train_paths
 
 
 def _all_files(folder: str | os.PathLike[str]) -> Sequence[Photograph]:

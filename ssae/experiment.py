@@ -512,9 +512,10 @@ def _measured(run: Run, data: str | os.PathLike[str] | None, category: str | Non
         )
     LOGGER.info("testing on %s: %s", test.root, split_note(test))
     heat = run.heat_maps(test.test_images())
+    masks = test.test_masks() if test.has_masks else None
     entries: dict[str, Any] = {
-        "metrics": measure(heat, test, run.settings.scoring),
-        "defects": measure_by_defect(heat, test, run.settings.scoring),
+        "metrics": measure(heat, masks, test, run.settings.scoring),
+        "defects": measure_by_defect(heat, masks, test, run.settings.scoring),
     }
     if given:
         entries["tested_on"] = {
@@ -634,7 +635,11 @@ SCORED = (
     "metrics",
     "defects",
     "tested_on",
-    *(f"{what}{on}" for what in ("validation", "filters", "root") for on in ("", "_on_pasted", "_on_test")),
+    *(
+        f"{what}{on}"
+        for what in ("validation", "filters", "passes", "root")
+        for on in ("", "_on_pasted", "_on_test")
+    ),
 )
 
 
@@ -741,9 +746,11 @@ def held_out_images(run: Run) -> Tensor:
     return load_images([category.train_paths[i] for i in held.tolist()], run.settings.resolution)
 
 
-def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[str, float]:
+def measure(
+    heat: Tensor, masks: Tensor | None, category: Category, scoring: ScoringSettings
+) -> dict[str, float]:
     """All metrics of the heat maps ``(N, H, W)`` of a category's test split, each in [0, 1]; without masks
-    those of whole images alone.
+    ``(N, H, W)`` those of whole images alone.
     """
     labels = category.labels
     by_rule = {
@@ -754,20 +761,20 @@ def measure(heat: Tensor, category: Category, scoring: ScoringSettings) -> dict[
     }
     return {
         "image_auroc": by_rule[f"image_auroc_{scoring.image_score}"],
-        **(pixel_metrics(heat, category.test_masks()) if category.has_masks else {}),
+        **({} if masks is None else pixel_metrics(heat, masks)),
         **by_rule,
     }
 
 
 def measure_by_defect(
-    heat: Tensor, category: Category, scoring: ScoringSettings
+    heat: Tensor, masks: Tensor | None, category: Category, scoring: ScoringSettings
 ) -> dict[str, dict[str, float]]:
     """For each kind of defect: number of its ``images``, and their ``image_auroc`` and (where there are
     masks) ``pixel_auroc`` among the normal test images.
 
     The kinds share their normal images, so their values are not independent.
     """
-    masks, scores = category.test_masks(), image_scores(heat, scoring)
+    scores = image_scores(heat, scoring)
     measured = {}
     for kind in category.defects:
         chosen = torch.tensor([defect == kind for defect in category.test_defects])
@@ -776,7 +783,7 @@ def measure_by_defect(
             "images": int(chosen.sum()),
             "image_auroc": metrics.image_auroc(scores[among], chosen[among]),
         }
-        if category.has_masks:
+        if masks is not None:
             measured[kind]["pixel_auroc"] = metrics.pixel_auroc(heat[among], masks[among])
     return measured
 
@@ -816,8 +823,11 @@ class Run:
         return self.settings.tiled(folded(self.model))
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, batch_size: int = 32) -> Tensor:
-        """Images ``(N, 3, H, W)`` in [0, 1] to their reconstructions, on the CPU."""
+    def reconstruct(self, images: Tensor, batch_size: int = 8) -> Tensor:
+        """Images ``(N, 3, H, W)`` in [0, 1] to their reconstructions, on the CPU.
+
+        As many at once as a step of training takes: what could be trained can be applied.
+        """
         batches = progress_over(images.split(batch_size), "reconstructions")
         # The layout of the weights: with another, every convolution would turn its input over first.
         layout = torch.channels_last

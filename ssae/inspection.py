@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ssae.datasets import DataError, photo_tensor, read_photo, tree_files
+from ssae.datasets import DataError, photo_tensor, read_photo, tree_files, usable_cores
 from ssae.experiment import Run, calibrate
 from ssae.files import naming
 from ssae.plotting import HEAT
@@ -161,7 +161,7 @@ def inspect(
     items = files(paths, out)
     first = list(islice(items, 1))  # what is wrong with the request shows before anything is written
     decision = decision or Decision.of(run)
-    workers = workers or min(8, os.cpu_count() or 1)
+    workers = workers or min(8, usable_cores())
     for folder in FOLDERS[: 3 if maps else 2]:
         (out / folder).mkdir(parents=True, exist_ok=True)
     (out / "report.html").unlink(missing_ok=True)  # of an earlier request, should this one be stopped
@@ -240,7 +240,7 @@ def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     if known:  # all at once, before anything is written
         for path in paths:
             check(Path(path))
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for path in map(Path, paths):
         if not known:
             check(path)
@@ -265,13 +265,13 @@ def _check_apart(path: Path, out: Path) -> None:
         )
 
 
-def unused_name(name: str, taken: set[str]) -> str:
+def unused_name(name: str, taken: dict[str, int]) -> str:
     """``name``, or ``name-2``, ``name-3`` ... if it is taken; the result is taken from then on."""
-    unused, count = name, 1
+    unused = name
     while unused.lower() in taken:
-        count += 1
-        unused = f"{name}-{count}"
-    taken.add(unused.lower())
+        taken[name.lower()] += 1
+        unused = f"{name}-{taken[name.lower()]}"
+    taken[unused.lower()] = 1
     return unused
 
 

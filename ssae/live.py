@@ -469,9 +469,21 @@ def explorer_strips(
         The largest value of the maps; and two strips of pictures, one below the other, each
         ``(N * side, side, 3)``: ``maps`` with the root of a map, as a share of the largest, in red and the
         mask in green; ``images``.
+
+    Raises
+    ------
+    ValueError
+        If, at ``side`` pixels, no pixel is mostly defective, or none is mostly normal.
     """
+    images, maps, masks = images.cpu(), maps.cpu(), masks.cpu()
     maps = F.adaptive_avg_pool2d(maps.float(), side)
     truth = F.adaptive_avg_pool2d(masks.float(), side) >= 0.5
+    if truth.all() or not truth.any():
+        what = "defective" if not truth.any() else "normal"
+        raise ValueError(
+            f"at {side} x {side} pixels no pixel is mostly {what}: choose images with larger defects or larger "
+            "normal places"
+        )
     largest = float(maps.max())
     channels = torch.stack([(maps / largest).sqrt(), truth.float(), torch.zeros_like(maps)], dim=-1)
     small = F.adaptive_avg_pool2d(images.float(), side).permute(0, 2, 3, 1)

@@ -468,7 +468,8 @@ def _rank(
         top, cut = _above_limit(runs[0], fpr_limit)
         runs, scores, sizes = [top], scores[scores >= cut], sizes[scores >= cut]
     order = np.argsort(scores)
-    scores, share = scores[order], 1 / (regions * sizes[order])
+    # In float64: regions times pixels of the largest can be more than the integers of the sizes hold.
+    scores, share = scores[order], 1 / (regions * sizes[order].astype(np.float64))
     first = np.ones(len(scores), dtype=bool)
     first[1:] = scores[1:] != scores[:-1]
     starts = np.flatnonzero(first)

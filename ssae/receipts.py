@@ -64,7 +64,7 @@ def dataset_name(category: Category) -> str:
         len(category.train_paths) == MVTEC_SPLIT[category.name][0] or "mvtec" in root.name.casefold()
     ):
         return "mvtec_ad"
-    return root.name
+    return root.name or category.name  # a folder directly below the root of a disk
 
 
 def split_note(category: Category) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssae.datasets import open_category
+from ssae.datasets import open_category, usable_cores
 from ssae.experiment import (
     ExperimentSettings,
     Run,
@@ -287,7 +287,7 @@ def sweep(
     """
     if workers == 1:
         return _collect(jobs, ((job, _attempt(job)) for job in jobs), report)
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, usable_cores() // workers)
     # Forked children would inherit torch's thread pool in an unusable state.
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
@@ -343,9 +343,9 @@ def sweep_on_slurm(
     try:
         executor = submitit.AutoExecutor(folder=Path(folder), cluster=cluster)
         executor.update_parameters(**parameters)
+        submitted = executor.map_array(run_job, list(jobs))
     except (NameError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(f"the cluster refuses these jobs: {error}") from error
-    submitted = executor.map_array(run_job, list(jobs))
 
     def outcomes() -> Iterator[tuple[Job, dict[str, Any] | BaseException]]:
         for job, sent in zip(jobs, submitted, strict=True):
@@ -385,7 +385,12 @@ def _attempt(job: Job) -> dict[str, Any] | Exception:
     try:
         return run_job(job)
     except Exception as error:
-        # A sweep of a night must not end because one of its jobs did.
+        # A sweep of a night must not end because one of its jobs did. Nor may what failed hold its images and
+        # its network until then, as the frames of its traceback would.
+        link: BaseException | None = error
+        while link is not None:
+            link.__traceback__ = None
+            link = link.__cause__ or link.__context__
         return error
 
 

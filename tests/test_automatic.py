@@ -1,6 +1,7 @@
 """What is read off photographs, and what is left alone; the look at a training while it runs."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,13 @@ def test_choices_come_with_reasons_and_give_way_to_the_user(folder):
     assert (asked.resolution, asked.symmetry, asked.crop) == (64, "all", 32)
     assert reasons == []
     assert asked.scoring == ScoringSettings.for_resolution(64)
+
+
+def test_few_photographs_are_not_said_to_look_otherwise(folder):
+    few = load_folder(folder, 128)
+    few = replace(few, train_paths=few.train_paths[:12])
+    assert any("too few photographs to tell" in reason for reason in choose(few)[1])
+    assert not any("do not look like yours" in reason for reason in choose(few)[1])
 
 
 def test_small_photographs_get_a_small_model(tmp_path):

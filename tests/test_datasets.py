@@ -36,6 +36,7 @@ from ssae.datasets import (
     mvtec_root,
     read_photo,
     tree_files,
+    unused_copies,
     unused_files,
 )
 
@@ -73,6 +74,29 @@ def root(tmp_path: Path) -> Path:
 
 
 # Loading
+
+
+def test_of_normal_images_that_are_the_same_only_the_first_counts(root: Path) -> None:
+    good = root / "part" / "train" / "good"
+    shutil.copy(good / "003.png", good / "003 (1).png")
+    part = load_category(root, "part", 16)
+    names = [f"{index:03d}.png" for index in range(12)]
+    assert [path.name for path in part.train_paths] == [*names[:3], "003 (1).png", *names[4:]]
+    assert [problem.path for problem in unused_copies(part)] == [str(good / "003.png")]
+    assert "duplicate" in {problem.kind for problem in check(root)}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_has_the_size_of_its_photograph_as_it_is_shown(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(photo(0, (SIZE, 2 * SIZE)), tmp_path / "a.jpg", exif=exif)
+    shown = read_photo(tmp_path / "a.jpg").size
+    save(mask(size=shown), tmp_path / "m.png")
+    assert load_masks([tmp_path / "m.png"], 16, [tmp_path / "a.jpg"]).any()
+    save(mask(size=shown[::-1]), tmp_path / "m.png")
+    with pytest.raises(DataError, match=r"m\.png"):
+        load_masks([tmp_path / "m.png"], 16, [tmp_path / "a.jpg"])
 
 
 def test_a_sound_folder_has_no_problems_and_loads(root: Path) -> None:
@@ -562,12 +586,11 @@ def test_photographs_that_are_passed_over_are_counted(tmp_path: Path) -> None:
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         photo(index).save(tmp_path / place)
     assert [path.name for path in load_folder(tmp_path, 16).train_paths] == ["2.png"]
-    left = {
-        problem.path: problem.message for problem in unused_files(tmp_path) if problem.kind == "passed_over"
-    }
+    unused = unused_files(load_folder(tmp_path, 16))
+    left = {problem.path: problem.message for problem in unused if problem.kind == "passed_over"}
     assert left.keys() == {str(tmp_path), str(tmp_path / "ok" / "more")}, "defective ones are meant to be"
     assert "(2)" in left[str(tmp_path)]
-    mends = {problem.path: problem.mend for problem in unused_files(tmp_path)}
+    mends = {problem.path: problem.mend for problem in unused}
     assert "give this folder alone" not in mends[str(tmp_path)], "that is what was done"
     assert "give this folder alone" in mends[str(tmp_path / "ok" / "more")]
     assert {problem.path for problem in check(tmp_path) if problem.kind == "passed_over"} == left.keys()

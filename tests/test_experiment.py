@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from ssae import experiment, receipts, sweep
-from ssae.datasets import DataError, load_category
+from ssae.datasets import Category, DataError, load_category
 from ssae.experiment import ExperimentSettings, RunError, evaluate, load_run, train, validate
 from ssae.models import ModelSettings
 from ssae.scoring import ScoringSettings, image_scores
@@ -206,9 +206,12 @@ def test_rescored_is_as_if_it_had_always_been_scored_so(run_dir, data, tmp_path)
     copy, anew = tmp_path / "copy", tmp_path / "anew"
     shutil.copytree(run_dir, copy)
     evaluate(copy)
+    before = sweep.examine(copy)
     rescored = experiment.rescore(copy, other)
     train(replace(small(), scoring=other), data, anew, torch.device("cpu"), progress=False)
     expected = evaluate(anew)
+    assert "passes_on_test" in before
+    assert rescored.keys() - {"rescored_commit"} == expected.keys(), "what was examined was scored otherwise"
     for key in ("settings", "metrics", "defects", "data_sha256"):
         assert rescored[key] == expected[key]
     assert json.loads((copy / "receipt.json").read_text()) == rescored
@@ -230,6 +233,15 @@ def test_metrics_name_the_data_that_they_were_measured_on(run_dir, data, tmp_pat
     own = evaluate(copy)
     assert "tested_on" not in own
     assert own["metrics"] != by_category["metrics"]
+
+
+def test_masks_are_read_once(run_dir, tmp_path, monkeypatch):
+    copy, read = tmp_path / "copy", []
+    shutil.copytree(run_dir, copy)
+    masks = Category.test_masks
+    monkeypatch.setattr(Category, "test_masks", lambda self: read.append(self.name) or masks(self))
+    evaluate(copy)
+    assert read == ["brick"]
 
 
 def test_without_masks_whole_images_are_measured(run_dir, data, tmp_path):

@@ -254,6 +254,15 @@ def test_weights_are_no_checkpoint(tmp_path: Path, metadata: dict[str, str] | No
         read_checkpoint(tmp_path / "x")
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_a_checkpoint_that_was_read_is_not_kept_mapped(tmp_path: Path) -> None:
+    """Windows would not let it be deleted then."""
+    path = checkpoint(tmp_path, FitSettings(steps=3), lambda t: None)
+    tensors, _ = read_checkpoint(path)
+    assert tensors
+    assert str(path) not in Path("/proc/self/maps").read_text()
+
+
 def test_every_byte_of_a_checkpoint_is_under_its_checksum(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, FitSettings(steps=3), lambda t: None)
     whole = path.read_bytes()

@@ -20,7 +20,7 @@ from test_experiment import MODEL
 
 from ssae import inspection, plotting
 from ssae.experiment import ExperimentSettings, Run, RunError
-from ssae.inspection import Decision, Failure, Finding, draw_heat, files, in_order, inspect, png
+from ssae.inspection import Decision, Failure, Finding, draw_heat, files, in_order, inspect, png, unused_name
 from ssae.report import Report
 from ssae.scoring import Calibration, ScoringSettings
 
@@ -191,6 +191,16 @@ def test_names_never_collide(photographs, tmp_path):
     ]
     assert len({name.lower() for name in named}) == len(named)
     assert named[-1].startswith("00")
+
+
+def test_very_many_files_of_one_name_are_named_at_once():
+    taken = {}
+    start = time.perf_counter()
+    names = [unused_name("image", taken) for _ in range(20_000)]
+    assert time.perf_counter() - start < 5
+    assert names[:3] == ["image", "image-2", "image-3"]
+    others = [unused_name(name, taken) for name in ("Image", "image-3", "image-20001", "image-3-2")]
+    assert len({name.lower() for name in names + others}) == 20_004
 
 
 def test_results_come_in_order_and_never_far_ahead():

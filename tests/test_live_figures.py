@@ -413,6 +413,21 @@ def test_signals_are_painted_with_pointer_and_keys(tab: Tab) -> None:
     assert readout(figure, "painted") == 11
 
 
+def test_a_drag_that_the_browser_breaks_off_ends_where_it_was(tab: Tab) -> None:
+    figure = tab.open(TOYS[1], TOYS[1])
+    figure.get_by_role("button", name="Erase").click()
+    plot = figure.locator(".sr-plot").first
+    box = plot.bounding_box()
+    tab.page.mouse.move(box["x"] + 40.5 * box["width"] / 64, box["y"] + 5)
+    tab.page.mouse.down()
+    cancel = "plot => plot.dispatchEvent(new PointerEvent('pointercancel', {pointerId: 1, bubbles: true}))"
+    plot.evaluate(cancel)
+    tab.page.mouse.move(box["x"] + 60.5 * box["width"] / 64, box["y"] + 5)
+    tab.page.mouse.up()
+    settle(tab.page)
+    assert readout(figure, "painted") == 1
+
+
 def test_a_setting_is_chosen_by_drawn_defects_and_then_judged_by_the_test_split(tab: Tab, site: Site) -> None:
     figure = tab.open("setting-chooser", "setting-chooser")
     for title, metric in (("one", "pixel_auroc"), ("two", "au_pro")):
@@ -446,6 +461,13 @@ def test_a_setting_is_chosen_by_drawn_defects_and_then_judged_by_the_test_split(
         assert figure.locator(".sc-test").count() == 0
         assert figure.get_by_role("radio", checked=True).count() == 0
     first, second = list(test)[:2]
+    figure.get_by_role("radio", name=first).focus()
+    tab.page.keyboard.press("ArrowDown")
+    assert figure.locator(".sc-test").count() == 0, "one may look before choosing"
+    assert figure.get_by_role("radio", name=second).evaluate("input => input === document.activeElement")
+    tab.page.keyboard.press("Space")
+    assert figure.get_by_role("radio", name=second).is_checked()
+    assert figure.locator(".sc-test").count() > 0
     figure.get_by_role("radio", name=first).check()
     figure.get_by_role("radio", name=first).press("ArrowDown")
     assert figure.get_by_role("radio", name=second).is_checked()
@@ -684,6 +706,8 @@ def keys_for(control, kind: str) -> list[str]:
         return ["ArrowUp" if last else "ArrowDown"]
     if kind == "button" and control.inner_text() in ONCE:
         return ["Enter"]
+    if control.evaluate("element => element.matches('.sc-choice input')"):
+        return [" ", "ArrowRight"]  # arrows choose once something is chosen; before, one may look
     if control.evaluate("element => element.matches('.pd-canvas:not(.cb-canvas)')"):
         return [*KEYS[kind], " ", "ArrowUp", "Enter"]
     return KEYS[kind]
@@ -1065,6 +1089,89 @@ def test_a_missing_payload_fails_with_a_message(browser, address: str) -> None:
     context.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("signal-repair", "payloads/signal-repair.json"),
+        ("signal-repair", "signal-repair.js"),
+        ("blind-spot", "payloads/blind-spot-images.png"),
+    ],
+)
+def test_a_figure_that_could_not_start_starts_at_another_try(
+    browser, address: str, site: Site, name: str, missing: str
+) -> None:
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    assert (site.html / "_static" / "live" / missing).exists()
+    lost = re.compile(re.escape(missing) + r"$")
+    page.route(lost, lambda route: route.abort())
+    page.goto(f"{address}/{name}.html")
+    figure = page.locator("[data-live-figure]")
+    figure.scroll_into_view_if_needed()
+    if name not in TOYS:
+        figure.locator(".lf-start").click()
+    wait_for_state(figure, "failed")
+    page.unroute(lost)
+    again = figure.locator(".lf-start")
+    assert again.is_visible()
+    assert again.inner_text() == ("Try again" if name in TOYS else "Start it")
+    workers = len(page.workers)
+    again.click()
+    figure.locator(".lf-stage").wait_for()
+    wait_for_state(figure, "ready")
+    assert len(page.workers) == max(workers, name not in TOYS), "the network that was loaded serves again"
+    context.close()
+
+
+def test_pixels_that_the_browser_alters_are_not_measured(browser, address: str) -> None:
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.add_init_script(
+        """const read = CanvasRenderingContext2D.prototype.getImageData;
+        CanvasRenderingContext2D.prototype.getImageData = function (...place) {
+          const image = read.apply(this, place);
+          for (let i = 0; i < image.data.length; i += 401) image.data[i] ^= 1;
+          return image;
+        };"""
+    )
+    page.goto(f"{address}/score-explorer.html")
+    figure = page.locator("[data-live-figure]")
+    figure.scroll_into_view_if_needed()
+    wait_for_state(figure, "failed")
+    assert "fingerprinting" in figure.locator(".lf-status").inner_text()
+    assert figure.get_by_role("img").first.is_visible(), "the still picture stays"
+    context.close()
+
+
+def test_maps_without_a_defect_that_is_left_are_refused() -> None:
+    masks = torch.zeros(2, 256, 256, dtype=torch.bool)
+    masks[1, 100] = True  # one pixel wide, which no block of four is mostly of
+    images, maps = torch.rand(2, 3, 256, 256), torch.rand(2, 256, 256)
+    with pytest.raises(ValueError, match="no pixel is mostly defective"):
+        live.explorer_strips(images, maps, masks)
+    with pytest.raises(ValueError, match="no pixel is mostly normal"):
+        live.explorer_strips(images, maps, torch.ones_like(masks))
+
+
+def test_the_bench_shows_the_side_that_it_is_given(tab: Tab) -> None:
+    tab.page.goto(f"{tab.address}/corruption-bench.html")
+    shown = tab.page.evaluate(
+        """async (side) => {
+          const { mount } = await import("/_static/live/corruption-bench.js");
+          const { loadPayload } = await import("/_static/live/payload.js");
+          const folder = "/_static/live/payloads/";
+          const payload = await loadPayload(new URL(`${folder}corruption-bench.json`, location.href));
+          payload.settings.dials.side = side;
+          const root = document.createElement("div");
+          await mount(root, { payload, options: {}, file: (role) => folder + payload.files[role] });
+          const said = root.querySelector("[data-readout=side]");
+          return [Number(root.querySelector(`#${said.htmlFor}`).value), said.textContent];
+        }""",
+        CorruptionSettings().side[1],
+    )
+    assert shown == [1.5, "150 %"]
+
+
 def test_perceptrons_in_the_page_agree_with_torch(tab: Tab, site: Site) -> None:
     """100 random inputs for every perceptron of every payload, through the page's own modules."""
     tab.page.goto(f"{tab.address}/{TOYS[0]}.html")
@@ -1301,6 +1408,18 @@ def test_every_widget_works_in_a_frame_of_no_origin(browser, site: Site, address
         assert not output.errors, widget.figure
         output.page.close()
     context.close()
+
+
+def test_the_built_book_keeps_the_style_of_its_figures(html: Path) -> None:
+    """Its one style sheet leaves out what no page uses; scripts put together some of the figures' classes."""
+    without_comments = re.sub(
+        r"/\*.*?\*/", "", (ROOT / "web/src/live.css").read_text("utf-8"), flags=re.DOTALL
+    )
+    selectors = " ".join(re.findall(r"([^{}]*)\{", without_comments))
+    ours = set(re.findall(r"\.([a-z][\w-]*)", selectors))
+    kept = set(re.findall(r"\.([a-z][\w-]*)", (html / "_static" / "pages.css").read_text("utf-8")))
+    assert len(ours) > 50
+    assert not ours - kept
 
 
 def test_every_figure_of_the_built_book_starts(html: Path, browser, serve) -> None:

@@ -418,6 +418,21 @@ def test_a_stream_without_maps_or_with_mixed_types_is_refused_and_a_bad_update_a
         metrics.PixelMetrics(run_length=0)
 
 
+def test_many_regions_beside_a_large_one_overflow_nothing():
+    """Their number times its pixels is more than a 32-bit integer holds."""
+    mask = np.zeros((512, 512), bool)
+    mask[:256, :] = True
+    mask[258::2, ::2] = True
+    regions = scipy.ndimage.label(mask, structure=np.ones((3, 3)))[1]
+    assert regions * 256 * 512 >= 2**31
+    scores = mask.astype(np.float32)
+    scores[:256, :256] = 0.5
+    assert metrics.au_pro(scores[None], mask[None]) == pytest.approx(1)
+    levels = metrics.rank_pixels(scores[None], mask[None])
+    half = (regions - 1 + 0.5) / regions
+    assert np.cumsum(levels.region_share)[0] == pytest.approx(half)
+
+
 # Memory
 
 PEAK = """

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import ssae
+from ssae import receipts
+from ssae.datasets import Category
 from ssae.receipts import (
     METRICS,
     REQUIRED,
@@ -162,6 +164,11 @@ def test_a_changed_receipt_changes_the_chapter(root, tmp_path, monkeypatch):
         table = results_table(read_receipts(results / "mvtec_ad")).splitlines()
         (row,) = (line for line in table if line.startswith("| pill "))
         assert (row in shown) is there, row
+
+
+def test_a_data_set_at_the_root_of_a_disk_has_a_name():
+    assert receipts.dataset_name(Category("candle", Path("/candle"), 16, ())) == "candle"
+    assert receipts.dataset_name(Category("candle", Path("/visa/candle"), 16, ())) == "visa"
 
 
 def test_the_commit_is_that_of_the_package_and_of_no_repository_around_it(tmp_path):

@@ -1,11 +1,13 @@
 """Sweeps: which jobs a grid means, that finished ones are skipped and failed ones do not stop the rest."""
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from test_cli import ssae
 
 from ssae import sweep as sweeps
+from ssae.datasets import usable_cores
 from ssae.experiment import ExperimentSettings, RunError
 from ssae.receipts import format_percent
 from ssae.sweep import (
@@ -207,6 +210,46 @@ def test_submitit_runs_the_same_jobs(data, tmp_path):
     )
     assert len(here) == len(there) == len(failed) == 1
     assert there[0][1]["metrics"] == pytest.approx(here[0][1]["metrics"])
+
+
+def test_jobs_that_a_cluster_refuses_are_named(tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+
+    def refuse(self, function, jobs):
+        raise RuntimeError("sbatch: error: invalid partition specified: gpuu")
+
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", refuse)
+    with pytest.raises(RunError, match=r"refuses these jobs.*gpuu"):
+        sweep_on_slurm([], tmp_path, cluster="local")
+
+
+def test_a_failed_job_keeps_nothing_in_memory(data, tmp_path, monkeypatch):
+    class Images:
+        pass
+
+    alive = []
+
+    def run_job(job):
+        images = Images()
+        alive.append(weakref.ref(images))
+        try:
+            raise ValueError("in the middle")
+        except ValueError as error:
+            raise RunError("diverged") from error
+
+    monkeypatch.setattr(sweeps, "run_job", run_job)
+    jobs = jobs_of(Grid(("brick",), (0,), BASE, {"as it is": {}}), data, tmp_path)
+    _, failed = sweep(jobs, report=lambda line: None)
+    gc.collect()
+    assert [str(error) for _, error in failed] == ["diverged"]
+    assert alive[0]() is None
+
+
+def test_cores_that_are_not_granted_are_not_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores() == os.cpu_count()
 
 
 def test_the_table_has_mean_and_spread():

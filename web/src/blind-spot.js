@@ -1,6 +1,6 @@
 // Blind spot: a defect grows in the middle of a cloth, and two networks of one cost repair it. Chapter 8.
 
-import { announcer, button, draggable, h, latest, select, set, slider, svg } from "./frame.js";
+import { alarm, announcer, button, draggable, h, latest, select, set, slider, svg } from "./frame.js";
 import { canvas, loadStrip, pictures, putImage } from "./images.js";
 
 const CHART = { width: 320, height: 170, top: 1.4 };
@@ -61,6 +61,7 @@ export async function mount(root, context) {
   );
   const chart = drawChart();
   const voice = announcer();
+  const trouble = alarm();
 
   root.append(
     pictures(["Defect: drag to grow", box], ...names.map((name, i) => [`Repaired, ${settings.models[name]} neck`, repairs[i]])),
@@ -88,9 +89,10 @@ export async function mount(root, context) {
           ),
         ),
         table,
+        trouble,
         voice,
       ),
-      h("div", { class: "lf-panel" }, h("p", { class: "lf-caption lf-tight" }, "Error at the centre. Lines: mean of several cloths; points: this one."), chart.root),
+      h("div", { class: "lf-panel" }, h("p", { class: "lf-caption lf-tight" }, "Error at the centre. Lines: mean of several cloths under a foreign texture; points: this one."), chart.root),
     ),
   );
 
@@ -141,7 +143,7 @@ export async function mount(root, context) {
     voice.say(spoken.join(" "));
     // Let the browser paint before the next answer.
     await new Promise((resolve) => requestAnimationFrame(resolve));
-  });
+  }, context.tells ? null : trouble);
 
   function drawChart() {
     const { width, height, top } = CHART;

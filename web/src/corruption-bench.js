@@ -70,7 +70,7 @@ export async function mount(root, context) {
         h(
           "div",
           { class: "lf-row" },
-          dial("Side", "side", { min: 0.05, max: 0.6, step: 0.01 }),
+          dial("Side", "side", { min: 0.05, max: Math.max(0.6, dials.side), step: 0.01 }),
           dial("Elongation", "elongation", { min: 1, max: 10, step: 0.5 }, (v) => `${v} : 1`),
           dial("Warp", "warp", { min: 0, max: 0.3, step: 0.01 }),
           dial("Fade", "fade", { min: 0.02, max: 0.6, step: 0.01 }),
@@ -217,10 +217,10 @@ export async function mount(root, context) {
     const outside = rms(repaired, result, under, (m) => m === 0);
     cells.show("left", damage ? percent(rest / damage) : "–");
     cells.show("outside", outside === null ? "–" : outside.toFixed(3));
-    if (damage) voice.say(`The network leaves ${percent(rest / damage)} of the damage.`);
+    voice.say(damage ? `The network leaves ${percent(rest / damage)} of the damage.` : "Nothing is damaged.");
     // Let the browser paint before the next answer.
     await new Promise((resolve) => requestAnimationFrame(resolve));
-  });
+  }, context.tells ? null : trouble);
 
   draw(state.seed);
 }

@@ -140,11 +140,14 @@ export const modified = ({ ctrlKey, metaKey, altKey }) => ctrlKey || metaKey || 
 
 /**
  * Run `task` for the newest request only: while one answer is being computed, later requests replace each
- * other, so a slow model never queues up work nobody waits for. A failure is thrown unless a newer request works.
+ * other, so a slow model never queues up work nobody waits for. A failure is thrown unless a newer request works;
+ * once there has been an answer, nobody waits for it, and the alarm `trouble`, if there is one, tells of it.
  */
-export function latest(task) {
+export function latest(task, trouble = null) {
   let waiting = null;
   let busy = false;
+  let answered = false;
+  let told = false;
   return async (...request) => {
     waiting = request;
     if (busy) return;
@@ -155,13 +158,16 @@ export function latest(task) {
       waiting = null;
       try {
         await task(...next);
-        failure = null;
+        if (told) trouble.textContent = "";
+        [failure, answered, told] = [null, true, false];
       } catch (error) {
         failure = { error };
+        told = answered && trouble !== null;
+        if (told) trouble.textContent = `The network gave no answer: ${error.message}`;
       }
     }
     busy = false;
-    if (failure) throw failure.error;
+    if (failure && !told) throw failure.error;
   };
 }
 
@@ -171,7 +177,8 @@ export function draggable(element, onPoint) {
   const release = (event) => {
     if (event.pointerId !== held) return;
     held = null;
-    onPoint(event, "up");
+    // A drag that the browser breaks off ends where it was: its event says no place.
+    if (event.type === "pointerup") onPoint(event, "up");
   };
   element.addEventListener("pointerdown", (event) => {
     if (event.button !== 0 || held !== null) return;

@@ -74,5 +74,5 @@ const SHADES = Array.from({ length: 1024 }, (_, i) => {
   return INFERNO[low].map((value, c) => value + (place - low) * (INFERNO[low + 1][c] - value));
 });
 
-/** Colour of `share` in [0, 1] as [red, green, blue], 0 to 255. */
-export const inferno = (share) => SHADES[Math.round(1023 * Math.max(0, Math.min(1, share)))];
+/** Colour of `share` in [0, 1] as [red, green, blue], 0 to 255; of the root of a rounding error below 0, that of 0. */
+export const inferno = (share) => SHADES[Math.round(1023 * Math.max(0, Math.min(1, share || 0)))];

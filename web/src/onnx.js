@@ -5,8 +5,10 @@ export function onnxPredict(modelUrl) {
   const worker = new Worker(new URL("./onnx-worker.js", import.meta.url), { type: "module" });
   const waiting = new Map();
   let serial = 0;
+  let dead = null;
   const ask = (message, transfer = []) =>
     new Promise((resolve, reject) => {
+      if (dead) throw dead;
       serial += 1;
       waiting.set(serial, { resolve, reject });
       worker.postMessage({ ...message, id: serial }, transfer);
@@ -18,7 +20,8 @@ export function onnxPredict(modelUrl) {
     else resolve(outputs);
   };
   worker.onerror = (event) => {
-    for (const { reject } of waiting.values()) reject(new Error(event.message || "the model's worker stopped"));
+    dead = new Error(event.message || "the model's worker stopped");
+    for (const { reject } of waiting.values()) reject(dead);
     waiting.clear();
   };
   const predict = (_name, inputs, shape) => {

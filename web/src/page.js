@@ -5,22 +5,28 @@ import { mlpPredict } from "./mlp.js";
 
 const here = (path) => new URL(path, import.meta.url);
 
+/** A module: again under another address, since a browser may remember that it could not be loaded. */
+const load = (name, tries) => import(`./${name}.js${tries ? `?again=${tries}` : ""}`);
+
 /** What a figure gets to see of its host. */
-async function makeContext(payloadName, options) {
+async function makeContext(payloadName, options, tries) {
   const payload = await loadPayload(here(`./payloads/${payloadName}.json`));
   let predict = mlpPredict(payload.models);
   if (payload.files.onnx) {
-    const { onnxPredict } = await import("./onnx.js");
+    const { onnxPredict } = await load("onnx", tries);
     predict = await onnxPredict(here(`./payloads/${payload.files.onnx}`));
   }
   return {
     payload,
     predict,
     options,
-    part: (key) => makeContext(payload.parts[key], options),
+    part: (key) => makeContext(payload.parts[key], options, tries),
     file: (role) => here(`./payloads/${payload.files[role]}`).href,
   };
 }
+
+// A figure that fails after its network was loaded finds it there when it is started again.
+const contexts = new WeakMap();
 
 /** Take a figure from idle to ready, or to failed with a message. */
 export async function start(root) {
@@ -30,12 +36,13 @@ export async function start(root) {
   root.dataset.state = "loading";
   status.textContent = "Loading the model …";
   const asked = root.contains(document.activeElement);
-  root.querySelector(".lf-start")?.setAttribute("disabled", "");
+  const starter = root.querySelector(".lf-start");
+  starter.disabled = true;
+  const tries = Number(root.dataset.tries ?? 0);
+  if (!contexts.has(root)) contexts.set(root, makeContext(root.dataset.payload, JSON.parse(root.dataset.options || "{}"), tries));
+  contexts.get(root).catch(() => contexts.delete(root));
   try {
-    const [module, context] = await Promise.all([
-      import(`./${root.dataset.liveFigure}.js`),
-      makeContext(root.dataset.payload, JSON.parse(root.dataset.options || "{}")),
-    ]);
+    const [module, context] = await Promise.all([load(root.dataset.liveFigure, tries), contexts.get(root)]);
     const stage = document.createElement("div");
     stage.className = "lf-stage";
     await module.mount(stage, context);
@@ -48,15 +55,19 @@ export async function start(root) {
     }
   } catch (error) {
     root.dataset.state = "failed";
+    root.dataset.tries = tries + 1;
     status.textContent = `This figure could not start: ${error.message}`;
-    root.querySelector(".lf-start")?.removeAttribute("disabled");
+    starter.disabled = false;
+    starter.hidden = false;
+    if (root.dataset.start !== "button") starter.textContent = "Try again";
   }
 }
 
 function attach(root) {
+  const starter = root.querySelector(".lf-start");
+  starter.addEventListener("click", () => start(root));
   if (root.dataset.start === "button") {
-    root.querySelector(".lf-start").hidden = false;
-    root.querySelector(".lf-start").addEventListener("click", () => start(root));
+    starter.hidden = false;
     return;
   }
   const observer = new IntersectionObserver(

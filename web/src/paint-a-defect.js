@@ -117,6 +117,7 @@ export async function mount(root, context) {
     const { side } = settings;
     state.texture = key;
     scene = { side, settings, images, predict: part.predict, answer: null };
+    for (const cell of [verdict, score, area, time]) cell.textContent = "–";
     state.index = 0;
     state.cursor = [side / 2, side / 2];
     scene.painted = Float32Array.from(scene.images[0]);
@@ -169,6 +170,7 @@ export async function mount(root, context) {
   }
 
   let last = null;
+  const within = (value) => Math.max(0, Math.min(scene.side, value));
   const place = (event) => {
     const box = left.getBoundingClientRect();
     return [((event.clientX - box.left) / box.width) * scene.side, ((event.clientY - box.top) / box.height) * scene.side];
@@ -177,7 +179,7 @@ export async function mount(root, context) {
     const here = place(event);
     brush(last && phase !== "down" ? [last, here] : [here]);
     last = phase === "up" ? null : here;
-    state.cursor = here;
+    state.cursor = here.map(within);
   });
 
   function brush(points) {
@@ -190,8 +192,11 @@ export async function mount(root, context) {
     const step = event.shiftKey ? 10 : 2;
     const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
     if (event.key === " " || event.key === "Enter") brush([state.cursor]);
-    else if (moves[event.key]) state.cursor = state.cursor.map((v, i) => Math.max(0, Math.min(scene.side, v + moves[event.key][i])));
-    else return;
+    else if (moves[event.key]) {
+      state.cursor = state.cursor.map((v, i) => within(v + moves[event.key][i]));
+      const [across, down] = state.cursor.map((v) => Math.round((100 * v) / scene.side));
+      voice.say(`Brush ${across} percent across, ${down} percent down.`);
+    } else return;
     event.preventDefault();
     drawLeft(true);
   });
@@ -217,7 +222,7 @@ export async function mount(root, context) {
     drawRight();
     // Let the browser paint before the next answer.
     await new Promise((resolve) => requestAnimationFrame(resolve));
-  });
+  }, context.tells ? null : trouble);
 
   function drawLeft(withCursor = false) {
     putImage(left, scene.painted, scene.side);

@@ -3,6 +3,7 @@
 
 import { announcer, fixed, h, set, slider, svg } from "./frame.js";
 import { boxFilter, inferno } from "./heat.js";
+import { readPixels } from "./images.js";
 import { areaUnder, curves, regions } from "./metrics.js";
 
 const SIZE = 300;
@@ -179,13 +180,4 @@ export async function mount(root, context) {
   }
 
   filter();
-}
-
-async function readPixels(url) {
-  const picture = new Image();
-  picture.src = url;
-  await picture.decode();
-  const pen = h("canvas", { width: picture.naturalWidth, height: picture.naturalHeight }).getContext("2d");
-  pen.drawImage(picture, 0, 0);
-  return pen.getImageData(0, 0, picture.naturalWidth, picture.naturalHeight).data;
 }

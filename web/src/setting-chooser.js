@@ -1,7 +1,7 @@
 // Setting chooser: choose among settings by defects drawn on held-out images, then see what the choice is worth on the
 // test split. Chapter 13.
 
-import { announcer, button, freshId, h, readouts, select, svg } from "./frame.js";
+import { announcer, button, freshId, h, modified, readouts, select, svg } from "./frame.js";
 
 const STRIP = { width: 300, height: 24, pad: 8 };
 const GROUNDS = [
@@ -38,7 +38,7 @@ export async function mount(root, context) {
         draw();
       }),
     ),
-    h("fieldset", { class: "sc-choice" }, h("legend", {}, "Choose a setting by its drawn defects"), rows),
+    h("fieldset", { class: "sc-choice", onkeydown: look }, h("legend", {}, "Choose a setting by its drawn defects"), rows),
     h(
       "p",
       { class: "sr-legend" },
@@ -82,6 +82,15 @@ export async function mount(root, context) {
   function choose(index) {
     state.chosen = index;
     draw();
+  }
+
+  /** Arrow keys would choose, and uncover the test split, before one has looked: while it is covered they only move on. */
+  function look(event) {
+    const step = { ArrowDown: 1, ArrowRight: 1, ArrowUp: -1, ArrowLeft: -1 }[event.key];
+    const here = inputs.indexOf(document.activeElement);
+    if (!step || here < 0 || state.chosen !== null || modified(event)) return;
+    event.preventDefault();
+    inputs[(here + step + inputs.length) % inputs.length].focus();
   }
 
   /** The grounds that are not covered, each with its values and their ends. */

@@ -43,6 +43,7 @@ export function widgetFor(mount) {
     const contextFor = (payload, part) => ({
       payload,
       options: model.get("options"),
+      tells: true, // of every question that the kernel could not answer
       predict: (name, inputs, shape = null) =>
         new Promise((resolve, reject) => {
           serial += 1;

@@ -44,3 +44,24 @@ test("the failure of the newest request is thrown, and the next one is answered"
   started[1].resolve();
   await next;
 });
+
+test("once there was an answer, an alarm tells of a failure, and is cleared by the next answer", async () => {
+  const alarm = { textContent: "" };
+  const started = [];
+  const run = latest(() => new Promise((resolve, reject) => started.push({ resolve, reject })), alarm);
+  const failed = run();
+  started[0].reject(new Error("at the start"));
+  await assert.rejects(failed, /at the start/);
+  assert.equal(alarm.textContent, "");
+  const answered = run();
+  started[1].resolve();
+  await answered;
+  const told = run();
+  started[2].reject(new Error("out of memory"));
+  await told;
+  assert.match(alarm.textContent, /out of memory/);
+  const again = run();
+  started[3].resolve();
+  await again;
+  assert.equal(alarm.textContent, "");
+});

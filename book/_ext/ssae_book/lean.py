@@ -213,7 +213,7 @@ def _lighten_all(app: Sphinx, error: Exception | None) -> None:
         files += sorted((static / "live").glob("*.js"))
         texts = [*pages.values(), *(path.read_text(encoding="utf8") for path in files if path.exists())]
         words = {word for text in texts for word in re.findall(r"[\w-]+", text)}
-        prefixes = tuple(sorted(word for word in words if re.fullmatch(r"[a-z][\w-]{2,}-", word)))
+        prefixes = tuple(sorted(word for word in words if re.fullmatch(r"[a-z][\w-]+-", word)))
         css = purge("\n".join(gathered(static, name) for name in sheets), words, prefixes)
         (static / SHEET).write_text(icon_font(css, static), encoding="utf8")
     digest = (
