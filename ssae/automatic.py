@@ -143,7 +143,7 @@ def choose_for(
         why_none = (
             "too few photographs to tell whether mirrored or turned ones look like them"
             if len(images) < ENOUGH
-            else "mirrored or turned photographs do not look like yours"
+            else "mirrored or turned photographs cannot be shown to look like yours"
         )
         reasons.append(
             f"symmetry none: {why_none}; if such a part is still a good one, say so with --symmetry"
@@ -188,7 +188,9 @@ def shown_symmetry(images: Tensor) -> str:
 
     A transformation is shown if a transformed image is as near to the others as the image itself: nearer than
     it in at least 45 of 100 cases, where 50 are expected. Both are measured on the pixels, which tell
-    parts apart, and on the power spectrum, which tells surfaces apart wherever they were cut.
+    parts apart, and on the power spectrum, which tells surfaces apart wherever they were cut. The test is
+    cautious: of sets that have a symmetry it misses many by chance, with independent images a sixth to a
+    third of them in each comparison. A missed one costs a little variety, a wrong one hides defects.
     """
     if len(images) < ENOUGH:
         return "none"

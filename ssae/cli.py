@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import errno
+import glob
 import io
 import json
 import logging
+import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -23,8 +26,8 @@ OK, INPUT_ERROR, INTERRUPTED = 0, 1, 130
 
 # What to do about what the file system says.
 MENDS = {
-    errno.EACCES: "; ask for permission, or name another folder",
-    errno.EPERM: "; ask for permission, or name another folder",
+    errno.EACCES: "; close it where it is open, ask for permission, or name another folder",
+    errno.EPERM: "; close it where it is open, ask for permission, or name another folder",
     errno.EROFS: "; name a folder on a disk that can be written",
     errno.ENOSPC: "; make room on the disk, or name another",
     errno.ENOENT: "; look for a typing error in the name, and whether the disk is there",
@@ -55,13 +58,17 @@ training on two GPUs of this machine, or two processes where there is none:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = parser().parse_args(arguments)
-    # Imported late, so that --help answers at once.
-    from ssae.datasets import DataError
-    from ssae.distributed import FirstProcessFailed, ProcessError
-    from ssae.experiment import RunError
-    from ssae.fetch import FetchError
-    from ssae.metrics import MetricInputError
-    from ssae.training import CheckpointError, Interrupted, TrainingDiverged
+    try:
+        # Imported late, so that --help answers at once; it takes seconds, in which one may change one's mind.
+        from ssae.datasets import DataError
+        from ssae.distributed import FirstProcessFailed, ProcessError
+        from ssae.experiment import RunError
+        from ssae.fetch import FetchError
+        from ssae.metrics import MetricInputError
+        from ssae.training import CheckpointError, Interrupted, TrainingDiverged
+    except KeyboardInterrupt:
+        print("ssae: stopped", file=sys.stderr)
+        return INTERRUPTED
 
     if options.verbose:
         logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
@@ -70,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+    if os.name == "nt" and isinstance(sys.stdin, io.TextIOWrapper):  # lists are saved in UTF-8, with its mark
+        sys.stdin.reconfigure(encoding="utf-8-sig")
     try:
         with logging_redirect_tqdm() if options.verbose else nullcontext():
             return int(options.run(options))
@@ -440,7 +449,7 @@ def run_predict(options: argparse.Namespace) -> int:
 
     run = load_run(options.run_dir, device(options))
     decision = Decision.of(run, options.false_alarms)
-    paths: Iterable[str] = options.paths
+    paths: Iterable[str] = [path for given in options.paths for path in expanded(given)]
     if "-" in options.paths:
         if len(options.paths) > 1:
             raise RunError("- reads all paths from standard input; give either - or paths")
@@ -454,11 +463,15 @@ def run_predict(options: argparse.Namespace) -> int:
         count += 1
         anomalous += found.anomalous
         print(f"{'anomalous' if found.anomalous else 'normal':<9} {found.score:.6f}  {printable(found.file)}")
-    if count + failures == 0:
-        raise RunError("standard input named no file; give one path a line")
     print(decision)
     print(f"{count} photographs, {anomalous} anomalous, {failures} unreadable; see {options.out}/report.html")
     return INPUT_ERROR if failures else OK
+
+
+def expanded(path: str) -> list[str]:
+    """What a pattern stands for: Windows leaves that to the program."""
+    found = sorted(glob.glob(path)) if re.search("[*?]", path) and not os.path.lexists(path) else []
+    return found or [path]
 
 
 def given_path(line: str) -> str:
@@ -466,7 +479,10 @@ def given_path(line: str) -> str:
     from ssae.experiment import RunError
 
     if "\0" in line:
-        raise RunError("standard input has null bytes; give one path a line (find -print, not -print0)")
+        raise RunError(
+            "standard input has null bytes; give one path a line, in UTF-8 (find -print, not -print0; in "
+            "PowerShell, Out-File -Encoding utf8)"
+        )
     return line.rstrip("\n")
 
 
@@ -572,10 +588,10 @@ def positive_int(text: str) -> int:
 
 
 def seed_number(text: str) -> int:
-    """An integer from 0 on."""
+    """An integer from 0 on that fits into 63 bits."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {text}")
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must not be negative, and less than 2^63, got {text}")
     return value
 
 

@@ -6,9 +6,10 @@ place of another normal image; a foreign texture; a uniform stain. Everything ou
 is, to the bit: that is what makes the corruption *partial*.
 
 All of it works on whole batches, on the device of the images, without a loop over images, and only on the
-pixels under a blob, a quarter of them by default: the cost does not grow with what stays as it is. Shape,
-fills and opacity follow what is known of the papers (A: arXiv 2206.11723, B: arXiv 2511.07233); the
-ranges are the book's own choice. Explained in chapter 9.
+pixels under a blob, a quarter of them by default: the cost does not grow with what stays as it is. The
+warped disk, three of the fills and opacity follow what is known of the papers (A: arXiv 2206.11723, B: arXiv
+2511.07233); the fill from elsewhere, stretching and all ranges are the book's own choice. Explained in
+chapter 9.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class CorruptionSettings:
     fills
         Probability of each fill, in the order of ``FILLS``.
     elastic
-        Standard deviation of the displacement of an elastic fill, as a share of the image side.
+        Standard deviation of the displacement of an elastic fill at the nodes of its grid, as a share of the
+        image side; between them it is less, see :func:`smooth_field`.
     upright
         Share of the fills from elsewhere that are only moved, neither turned nor scaled: what stands in the
         wrong place, or is missing so that the ground beside it goes on, is seldom turned as well.
@@ -82,7 +84,9 @@ class CorruptionSettings:
             raise ValueError(f"elongation must be at least 1, got {self.elongation}")
         if not 0 <= self.opacity[0] <= self.opacity[1] <= 1:
             raise ValueError(f"opacity must be a range within [0, 1], got {self.opacity}")
-        for name in ("upright", "clean_share"):
+        if self.fade <= 0:
+            raise ValueError(f"fade must be above 0, got {self.fade}")
+        for name in ("upright", "grey_share", "clean_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if len(self.fills) != len(FILLS) or min(self.fills) < 0 or sum(self.fills) <= 0:
@@ -260,7 +264,7 @@ def draw_templates(
 
     side = log_uniform((blobs, 1), *settings.side, generator)
     stretch = log_uniform((blobs, 1), 1, settings.elongation, generator).sqrt()
-    # Stretching keeps the area; a side beyond the image would only hide the blob's shape.
+    # Stretching keeps the area.
     extent = torch.cat([side * stretch, side / stretch], dim=1)
     centre = uniform((blobs, 2), -1, 1, generator)
     templates = blob_templates(blobs, settings, generator)
@@ -423,8 +427,11 @@ def blob_templates(blobs: int, settings: CorruptionSettings, generator: torch.Ge
 def smooth_field(
     batch: int, size: tuple[int, int] | torch.Size, cells: int, generator: torch.Generator
 ) -> Tensor:
-    """Random vector field ``(batch, 2, H, W)`` of about unit variance that bends over a ``cells``-th of the
-    image.
+    """Random vector field ``(batch, 2, H, W)``: independent unit normals at ``cells`` by ``cells`` nodes, the
+    corners among them, with bicubic interpolation between.
+
+    Its variance is 1 at the nodes and less between them: with five nodes a side 0.35 at the least and 0.66 on
+    average.
     """
     coarse = torch.randn((batch, 2, cells, cells), generator=generator, device=generator.device)
     down, across = bicubic_weights(cells, size, coarse.device)

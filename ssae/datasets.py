@@ -17,6 +17,7 @@ Explained in chapters 12 and 14.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import logging
@@ -91,7 +92,10 @@ _FORMATS = {
 _DECODERS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")
 _ENDINGS = ", ".join(_FORMATS)
 # Photographs in formats that are not read: nobody would miss them silently.
-_FOREIGN = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+_FOREIGN = {
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".gif", ".jpe", ".tga", ".exr", ".pbm", ".pgm", ".ppm"),
+    *(".pnm", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".raw"),
+}
 _IGNORED = {"thumbs.db", "desktop.ini", "license.txt", "readme.txt"}
 _MEANS_GOOD = {"good", "ok", "normal", "okay", "goods"}
 # Words in the name of a folder that say so, as in "def_front" or "ko".
@@ -353,9 +357,10 @@ def _read_bytes(path: Path) -> tuple[bytes, list[Problem]]:
     except PermissionError:
         return b"", [_problem("permission", path)]
     except OSError as error:
-        if path.is_symlink():
+        if os.path.islink(path):
             return b"", [_problem("broken_link", path)]
-        if isinstance(error, FileNotFoundError):
+        # Windows calls a name that cannot be one invalid.
+        if isinstance(error, FileNotFoundError) or error.errno in (errno.EINVAL, errno.ENAMETOOLONG):
             return b"", [_problem("missing", path, mend="look for a typing error in its name")]
         return b"", [_problem("unreadable", path, why=error.strerror)]
     if not data:
@@ -799,7 +804,7 @@ def _key(name: str) -> str:
 
 
 def _missing_folder(folder: Path, mend: str) -> list[Problem]:
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return []
     return [_problem("not_a_folder" if os.path.lexists(folder) else "missing", folder, mend=mend)]
 
@@ -819,7 +824,7 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path], list[Problem]]:
         path = folder / name
         if name.startswith(".") or name.lower() in _IGNORED:
             continue
-        if path.is_dir():
+        if os.path.isdir(path):  # Path.is_dir raises in a folder that may not be entered
             folders.append(path)
         elif path.suffix.lower() in _FORMATS:
             files.append(path)
@@ -852,7 +857,7 @@ def _unread(path: Path) -> bool:
 
 def _mend_of_empty(folder: Path) -> str:
     with suppress(DataError):  # images further down are the usual reason
-        files = (path for path in tree_files(folder) if path.is_file())
+        files = (path for path in tree_files(folder) if os.path.isfile(path))
         below = next((path for path in files if not _is_bad(path.parent, folder)), None)
         if below is not None:
             return f"images lie further down, in {_printable(str(below.parent))}; give that or move them"
@@ -1005,7 +1010,7 @@ def unused_files(category: Category) -> list[Problem]:
     problems = [problem for problem in problems if problem.kind == "ignored"]
     problems += unused_copies(category)
     used = {*category.train_paths, *(copy for copy, _ in category.copies)}
-    left = Counter(path.parent for path in tree_files(folder) if path not in used and path.is_file())
+    left = Counter(path.parent for path in tree_files(folder) if path not in used and os.path.isfile(path))
     for path, count in left.items():
         # Defective parts beside the good ones are meant to be passed over.
         if not _is_bad(path, folder):
@@ -1022,7 +1027,8 @@ def unused_copies(category: Category) -> list[Problem]:
 
 
 def tree_files(folder: str | os.PathLike[str], unread: bool = False) -> Iterator[Path]:
-    """The image files of a folder and of all folders in it, folder by folder in the order of their names.
+    """The image files of a folder and of all folders in it, folder by folder in the order of their names, and
+    then of those that links in it lead to.
 
     Whatever a single file's fault may be is left to be found when it is read; so is that of a folder inside
     which may not be listed: it stands among the files itself.
@@ -1040,18 +1046,36 @@ def tree_files(folder: str | os.PathLike[str], unread: bool = False) -> Iterator
     """
     folder = Path(folder)
     _raise_errors(_missing_folder(folder, "give a folder of images"))
+    # What was met, or lies above, is not entered again: links neither double a file nor lead in a circle.
+    place = Path(os.path.realpath(folder))
+    met = {str(path) for path in (place, *place.parents)}
+    links: list[Path] = []
+    yield from _tree(folder, unread, met, links)
+    for link in links:  # more are found on the way
+        yield from _inside(link, unread, met, links)
+
+
+def _tree(folder: Path, unread: bool, met: set[str], links: list[Path]) -> Iterator[Path]:
     folders, files, problems = _entries(folder)
     _raise_errors(problems)
     if unread:
         files += [path for path in map(Path, (problem.path for problem in problems)) if _unread(path)]
     yield from files
     for path in folders:
-        if path.is_symlink():  # which may lead back up
-            continue
+        if os.path.islink(path):
+            links.append(path)
+        else:
+            yield from _inside(path, unread, met, links)
+
+
+def _inside(folder: Path, unread: bool, met: set[str], links: list[Path]) -> Iterator[Path]:
+    place = os.path.realpath(folder)
+    if place not in met:
+        met.add(place)
         try:
-            yield from tree_files(path, unread)
+            yield from _tree(folder, unread, met, links)
         except DataError:
-            yield path
+            yield folder
 
 
 def load_category(root: str | os.PathLike[str], category: str, resolution: int) -> Category:

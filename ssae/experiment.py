@@ -826,7 +826,7 @@ class Run:
     def reconstruct(self, images: Tensor, batch_size: int = 8) -> Tensor:
         """Images ``(N, 3, H, W)`` in [0, 1] to their reconstructions, on the CPU.
 
-        As many at once as a step of training takes: what could be trained can be applied.
+        As many at once as a step of training takes by default: what could be trained can be applied.
         """
         batches = progress_over(images.split(batch_size), "reconstructions")
         # The layout of the weights: with another, every convolution would turn its input over first.

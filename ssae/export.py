@@ -94,10 +94,10 @@ def lanczos(before: int, after: int) -> Tensor:
 
     The filter grows with the reduction, so nothing aliases; for equal sizes it is the identity.
     """
-    scale = before / after
-    reach = scale if after <= before else 1.0
     places = torch.arange(before, dtype=torch.float32) + 0.5
-    centres = (torch.arange(after, dtype=torch.float32) + 0.5) * scale
+    centres = (torch.arange(after, dtype=torch.float32) + 0.5) * (before / after)
+    # The reduction, or 1 if the axis grows; a tensor, since an `if` would be decided while it is traced.
+    reach = (2 * centres[:1]).clamp(min=1)
     distance = (places[None, :] - centres[:, None]) / reach
     angle = math.pi * torch.where(distance == 0, 1.0, distance)
     lobes = torch.where(distance == 0, 1.0, 3 * torch.sin(angle) * torch.sin(angle / 3) / angle.square())
@@ -148,6 +148,7 @@ def export_run(run: Run, path: Path | str, rate: float = 0.0, tolerance: float =
         photographs(2, 2 * side + 3, side + 5),
         photographs(2, side, side),
         photographs(1, 3 * side + 1, 2 * side - 7),
+        photographs(1, max(16, side // 2), side + 5),  # enlarged along one axis
     ]
     free = {
         0: torch.export.Dim("batch", min=1, max=1024),
@@ -186,16 +187,22 @@ def _write(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    program = torch.onnx.export(
-        module,
-        (examples[0],),
-        dynamo=True,
-        input_names=[takes],
-        output_names=gives,
-        dynamic_shapes=(free,),
-        external_data=False,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            module,
+            (examples[0],),
+            dynamo=True,
+            input_names=[takes],
+            output_names=gives,
+            dynamic_shapes=(free,),
+            external_data=False,
+            verbose=False,
+        )
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("torch.onnx"):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path}: this torch cannot write the network as ONNX ({reason})") from error
     if program is None:
         raise ValueError("torch.onnx.export gave no program for this model")
     program.optimize()
@@ -222,7 +229,14 @@ def _gap(path: Path, module: nn.Module, takes: str, examples: Sequence[Tensor]) 
         import onnxruntime
     except ImportError:
         return math.nan
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no class of their own that is public
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{path.with_suffix('')}: this onnxruntime cannot read what was written ({reason}); "
+            "pip install --upgrade onnxruntime"
+        ) from error
     gaps = []
     for example in examples:
         here = module(example)

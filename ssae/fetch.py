@@ -142,7 +142,7 @@ def fetch(
         If ``out`` cannot be written.
     """
     limits = limits or Limits()
-    out = Path(out)
+    out = Path(os.path.abspath(out))
     known = KNOWN.get(name)
     say(f"{known.title}, licence {known.licence}; see {known.page}" if known else f"{name}: {_NO_LICENCE}")
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
@@ -207,7 +207,17 @@ def download(
     """
     limits = limits or Limits()
     for url in urls:
-        if urlsplit(url).scheme not in ("http", "https"):
+        try:
+            parts = urlsplit(url)
+            url.encode("ascii")
+            (parts.hostname or "").encode("idna")
+        except UnicodeEncodeError as error:
+            raise FetchError(
+                f"{url} is no address: write what is not ASCII in its path as %XX, and in its host as xn--"
+            ) from error
+        except ValueError as error:
+            raise FetchError(f"{url} is no address ({error})") from error
+        if parts.scheme not in ("http", "https"):
             raise FetchError(f"{url} is no http or https address")
     reasons = []
     for url in urls:
@@ -578,17 +588,31 @@ def _install(archive: Path, out: Path, limits: Limits) -> None:
     work.mkdir()
     try:
         unpack(archive, work, limits)
-        os.replace(_root(work, archive), out)
+        root = _root(work, archive)
+        if out.is_dir():  # empty: Windows replaces no folder, nor does Linux the one that it works in
+            out.rmdir()
+        os.replace(root, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
 def _root(folder: Path, archive: Path) -> Path:
-    """The folder of categories: ``folder``, or the one folder in it that many archives begin with."""
-    for candidate in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        if _categories(candidate):
-            return candidate
-    raise FetchError(f"{archive} holds no category of the MVTec AD layout (CATEGORY/train/good)")
+    """The folder of categories: ``folder``, or the one folder in it that many archives begin with, to which
+    the files beside it (a licence, a note) are moved.
+    """
+    if _categories(folder):
+        return folder
+    inside = sorted(folder.iterdir())
+    roots = [path for path in inside if path.is_dir() and _categories(path)]
+    if not roots:
+        raise FetchError(f"{archive} holds no category of the MVTec AD layout (CATEGORY/train/good)")
+    if len(roots) > 1:
+        names = ", ".join(path.name for path in roots)
+        raise FetchError(f"{archive} holds several data sets ({names}); unpack it and give one of them")
+    for path in inside:
+        if path.is_file() and not (roots[0] / path.name).exists():
+            os.replace(path, roots[0] / path.name)
+    return roots[0]
 
 
 def _categories(folder: Path) -> list[str]:

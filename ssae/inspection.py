@@ -142,8 +142,8 @@ def inspect(
         Whether to write raw heat maps too, ``maps/NAME.tiff`` in float32 at the photograph's own size: the
         form that the evaluation code of MVTec AD reads.
     workers
-        Threads that work side by side; by default one for each processor, at most 8. They share the threads
-        that torch would use.
+        Threads that work side by side; by default one for each processor that is granted, at most 8. They
+        share the threads that torch would use.
 
     Yields
     ------
@@ -153,22 +153,26 @@ def inspect(
     Raises
     ------
     RunError
-        If ``out`` lies where the photographs are, or a given folder holds no image.
+        If no path is given, ``out`` lies where the photographs are, or a given folder holds no image.
     OSError
         If ``out`` cannot be written.
     """
     out = Path(out)
     items = files(paths, out)
     first = list(islice(items, 1))  # what is wrong with the request shows before anything is written
+    if not first:
+        raise RunError("no file was named; on standard input, give one path a line")
     decision = decision or Decision.of(run)
     workers = workers or min(8, usable_cores())
     for folder in FOLDERS[: 3 if maps else 2]:
         (out / folder).mkdir(parents=True, exist_ok=True)
-    (out / "report.html").unlink(missing_ok=True)  # of an earlier request, should this one be stopped
     report = Report(out / "report.html", str(decision))
 
     def process(batch: list[tuple[Path, str]]) -> list[Finding | Failure]:
         photos = [_decode(*item, resolution=run.settings.resolution) for item in batch]
+        for (_, name), photo in zip(batch, photos, strict=True):
+            if isinstance(photo, Failure):  # results of an earlier request must not pass for its own
+                _forget(out, name, FOLDERS)
         return [write(item) for item in _scored(run, photos)]
 
     def write(item: tuple[_Photo, Tensor, float] | Failure) -> Finding | Failure:
@@ -176,6 +180,8 @@ def inspect(
             report.failure(item.file, item.message)
             return item
         photo, heat, score = item
+        if not maps:
+            _forget(out, photo.name, FOLDERS[2:])
         finding, drawn = _write(photo, heat.numpy(), score, decision, out, maps)
         report.finding(finding.file, finding.score, finding.anomalous, finding.marked, photo.picture, drawn)
         return finding
@@ -187,6 +193,7 @@ def inspect(
     pool = ThreadPoolExecutor(workers, "inspect", torch.set_num_threads, (max(1, threads // workers),))
     try:
         with _Tables(out) as tables:
+            (out / "report.html").unlink(missing_ok=True)  # of an earlier request, should this one be stopped
             for results in in_order(pool, process, batches, 2 * workers):
                 for found in results:
                     tables.add(found)
@@ -208,23 +215,50 @@ def _scored(run: Run, photos: Sequence[_Photo | Failure]) -> Iterator[tuple[_Pho
 
 
 def in_batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
-    """``items`` in lists of ``size``, the last one perhaps shorter."""
+    """``items`` in lists of ``size``, the last one perhaps shorter; should they end with an error, it comes
+    after those before it.
+    """
     items = iter(items)
-    while batch := list(islice(items, size)):
+    failure = None
+    while failure is None:
+        batch: list[A] = []
+        try:
+            for item in islice(items, size):
+                batch.append(item)
+        except Exception as error:
+            failure = error
+        if not batch:
+            break
         yield batch
+    if failure is not None:
+        raise failure
 
 
 def in_order(
     pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int
 ) -> Iterator[B]:
-    """``map(function, items)`` in a pool, at most ``ahead`` results in advance: memory stays bounded."""
+    """``map(function, items)`` in a pool, at most ``ahead`` results in advance: memory stays bounded.
+
+    Should ``items`` end with an error, it comes after all results of those before it.
+    """
     waiting: deque[Future[B]] = deque()
-    for item in items:
+    items = iter(items)
+    failure = None
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            break
+        except Exception as error:
+            failure = error
+            break
         waiting.append(pool.submit(function, item))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+    if failure is not None:
+        raise failure
 
 
 def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
@@ -233,32 +267,37 @@ def files(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     Raises
     ------
     RunError
-        If a folder holds no image, or results in ``out`` would lie among the photographs.
+        If a folder holds no image, or results in ``out`` would lie among the photographs. Of paths that come
+        one by one, a folder without images is given like a file, so that reading names it.
+    DataError
+        If a folder may not be read; likewise only where all paths are known in advance.
     """
     check = partial(_check_apart, out=Path(out).resolve())
     known = isinstance(paths, Sequence)
     if known:  # all at once, before anything is written
-        for path in paths:
-            check(Path(path))
+        for path in map(Path, paths):
+            check(path)
+            if os.path.isdir(path) and next(tree_files(path, unread=True), None) is None:
+                raise RunError(f"{path} holds no image, nor do the folders in it; give PNG or JPEG files")
     taken: dict[str, int] = {}
     for path in map(Path, paths):
         if not known:
             check(path)
-        if not path.is_dir():
-            yield path, unused_name(path.stem, taken)
-            continue
         found = False
-        for file in tree_files(path, unread=True):
-            found = True
-            yield file, unused_name(file.relative_to(path).with_suffix("").as_posix(), taken)
+        if os.path.isdir(path):
+            with suppress(DataError):  # a folder that may not be listed is named below
+                for file in tree_files(path, unread=True):
+                    found = True
+                    yield file, unused_name(file.relative_to(path).with_suffix("").as_posix(), taken)
         if not found:
-            raise RunError(f"{path} holds no image, nor do the folders in it; give PNG or JPEG files")
+            yield path, unused_name(path.stem, taken)
 
 
 def _check_apart(path: Path, out: Path) -> None:
     place = path.resolve()
     results = {out / folder for folder in FOLDERS}
-    if (path.is_dir() and place in (out, *out.parents)) or results & {place, *place.parents}:
+    among = place in (out, *out.parents) if os.path.isdir(path) else place.parent == out
+    if among or results & {place, *place.parents}:
         raise RunError(
             f"{out}: the results would lie among the photographs ({path}) and be taken for some the next "
             f"time; give --out a folder elsewhere"
@@ -315,6 +354,13 @@ def _write(
     ), drawn
 
 
+def _forget(out: Path, name: str, folders: Sequence[str]) -> None:
+    """Remove the results of an earlier request for a photograph of this name."""
+    for folder in folders:
+        with suppress(OSError):  # no file can have a name that the system refuses, nor can it be there
+            (out / folder / f"{name}.{'tiff' if folder == 'maps' else 'png'}").unlink(missing_ok=True)
+
+
 def _save(image: Image.Image, path: Path, kind: str) -> None:
     with naming(path):
         if not path.parent.is_dir():
@@ -365,12 +411,18 @@ _PALETTE = (colormaps[HEAT](np.arange(256))[:, :3] * 255).round().astype(np.uint
 _OPACITY = [round(0.85 * value) for value in range(256)]
 
 
+def _no_formula(path: str) -> str:
+    """The same path, written so that no spreadsheet takes it for a formula."""
+    return f"./{path}" if path.startswith(("=", "+", "-", "@", "\t")) else path
+
+
 class _Tables:
     """``scores.csv`` for people, ``scores.jsonl`` for programs, at any time complete up to the last row."""
 
     def __init__(self, out: Path) -> None:
         # A file name may hold bytes that are no text; they are written as they are.
-        self.csv = open(out / "scores.csv", "w", newline="", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+        # Spreadsheets take a file for UTF-8 by the mark at its beginning.
+        self.csv = open(out / "scores.csv", "w", newline="", encoding="utf-8-sig", errors="surrogateescape")  # noqa: SIM115
         self.jsonl = open(out / "scores.jsonl", "w", encoding="utf-8")  # noqa: SIM115
         self.writer = csv.writer(self.csv, lineterminator="\n")
         self.writer.writerow([*Finding.__dataclass_fields__, "error"])
@@ -387,10 +439,10 @@ class _Tables:
     def add(self, found: Finding | Failure) -> None:
         if isinstance(found, Failure):
             blank = [""] * (len(Finding.__dataclass_fields__) - 1)
-            self.writer.writerow([found.file, *blank, found.message])
+            self.writer.writerow([_no_formula(found.file), *blank, found.message])
             record: dict[str, Any] = {"image_path": found.file, "error": found.message}
         else:
-            self.writer.writerow([*vars(found).values(), ""])
+            self.writer.writerow([_no_formula(found.file), *list(vars(found).values())[1:], ""])
             record = {
                 "image_path": found.file,
                 "pred_score": found.score,

@@ -481,8 +481,8 @@ def explorer_strips(
     if truth.all() or not truth.any():
         what = "defective" if not truth.any() else "normal"
         raise ValueError(
-            f"at {side} x {side} pixels no pixel is mostly {what}: choose images with larger defects or larger "
-            "normal places"
+            f"at {side} x {side} pixels no pixel is mostly {what}: choose images with larger defects, or "
+            "larger normal places"
         )
     largest = float(maps.max())
     channels = torch.stack([(maps / largest).sqrt(), truth.float(), torch.zeros_like(maps)], dim=-1)

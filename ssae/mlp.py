@@ -138,9 +138,9 @@ class Ensemble(nn.Module):
     """Several autoencoders of one shape, trained side by side as one model.
 
     A batch is cut into as many equal parts as there are members, and each member sees its own part only. So
-    any objective that treats samples one by one trains all members at once, each as if it were alone; on
-    small networks that is about twice as fast as one after the other, because large matrix products use a CPU
-    better.
+    any objective that treats samples one by one trains all members at once, each as if it were alone (but for
+    the clipping of gradients, which is of all together, and Adam's epsilon); on small networks that is about
+    twice as fast as one after the other, because large matrix products use a CPU better.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ class LinearAutoencoder(nn.Module):
         ----------
         samples : Tensor, ``(N, n)``
             Training samples. The model gets their dtype and device.
-        code : int, at most ``min(N, n)``
+        code : int, at most ``min(N - 1, n)``
             Number of principal directions kept.
 
         Raises
@@ -239,10 +239,9 @@ class LinearAutoencoder(nn.Module):
             If ``code`` exceeds the number of directions that the samples have.
         """
         count, size = samples.shape
-        if not 1 <= code <= min(count, size):
-            raise ValueError(
-                f"code is {code}; {count} samples of length {size} allow 1 to {min(count, size)}"
-            )
+        most = min(count - 1, size)  # centred samples have one direction fewer than there are samples
+        if not 1 <= code <= most:
+            raise ValueError(f"code is {code}; {count} samples of length {size} allow 1 to {most}")
         mean = samples.mean(0)
         # Rows of `directions` are orthonormal, so encoder and decoder are transposes of one another.
         directions = torch.linalg.svd(samples - mean, full_matrices=False).Vh[:code]

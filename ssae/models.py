@@ -7,7 +7,8 @@ channel, whether to take the encoder's detail or what the decoder rebuilt; SDC-A
 
 The stages, the parallel dilations and the place of the modules follow what is known of the paper (Bauer,
 Nakajima, Müller, 2024). Every width, the number of stacked layers and all of the ``lite`` preset are the
-book's own choice. Explained in chapter 8.
+book's own choice. A decoder stage has one convolution fewer than that of a public re-implementation of an
+early version, and the dilations of ``full`` end at 16, where 32 is reported too. Explained in chapter 8.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class ModelSettings:
     channels
         Width of each encoder stage, finest first; each stage halves the resolution. The decoder mirrors them.
     dilations
-        Rates of the parallel convolutions of one SDC layer. ``(1, 1, 1, 1)`` gives a neck of the same cost
+        Rates of the parallel convolutions of one SDC layer. As many ones give a neck of the same cost
         without dilation.
     sdc_filters
         Filters for each rate; an SDC layer puts out ``len(dilations) * sdc_filters`` channels.
@@ -79,6 +80,8 @@ class ModelSettings:
                 raise ValueError(
                     f"{name} must be odd so that maps keep their size, got {getattr(self, name)}"
                 )
+        if self.sdc_layers < 1:
+            raise ValueError(f"sdc_layers must be at least 1, got {self.sdc_layers}")
         if self.image_guide and not self.image_skip:
             raise ValueError("image_guide needs image_skip: it guides the convex combination of images")
         if self.skip not in ("ccm", "none", "concat"):

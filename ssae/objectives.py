@@ -4,9 +4,9 @@ An objective is a small frozen dataclass called as ``objective(model, clean, gen
 needs at random from ``generator``, runs ``model`` and returns a scalar to be minimised. ``clean`` is a batch
 of normal samples, ``(B, n)`` or ``(B, C, H, W)``; ``model`` maps a batch to a batch of the same shape.
 
-Every objective is a mean over the batch *and* over the ``n`` values of a sample. Dividing by ``n`` leaves the
-minimisers alone, and makes weights comparable: a penalty of weight ``gamma`` here means ``(||r||^2 + gamma
-||J||_F^2) / n``.
+Every objective but the masked one is a mean over the batch *and* over the ``n`` values of a sample. Dividing
+by ``n`` leaves the minimisers alone, and makes weights comparable: a penalty of weight ``gamma`` here means
+``(||r||^2 + gamma ||J||_F^2) / n``. The two terms of the masked objective are means over their own areas.
 """
 
 from __future__ import annotations

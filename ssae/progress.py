@@ -107,11 +107,16 @@ class Progress:
             "pixel_auroc": metrics.pixel_auroc(heat, self.masks),
         }
         name = f"step-{row.step:07d}.png"
-        write_atomically(self.folder / name, png(self._sheet(repaired, heat)))
         self.rows.append(
             f"{row.step},{row.seconds:.1f},{measured['image_auroc']:.4f},{measured['pixel_auroc']:.4f}"
         )
-        write_atomically(self.folder / "scores.csv", "\n".join([HEADER, *self.rows, ""]).encode())
+        table = "\n".join([HEADER, *self.rows, ""]).encode()
+        for file, content in ((name, png(self._sheet(repaired, heat))), ("scores.csv", table)):
+            try:
+                write_atomically(self.folder / file, content)
+            except PermissionError:
+                # On Windows an open table cannot be replaced, and the training is worth more than it.
+                tqdm.write(f"{self.folder / file} could not be written; close it where it is open")
         tqdm.write(
             f"step {row.step}, {row.seconds / 60:.1f} min: of defects drawn on {len(self.images) // 2} "
             f"held-out images, image AUROC {measured['image_auroc']:.3f}, pixel AUROC "

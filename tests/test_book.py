@@ -60,6 +60,7 @@ def test_every_chapter_is_in_the_table_of_contents():
 def test_every_module_has_a_page():
     modules = {path.stem for path in (ROOT / "ssae").glob("[a-z]*.py")}
     assert modules == {path.stem for path in (ROOT / "book" / "api").glob("*.md")}
+    assert {f"api/{module}" for module in modules} <= set(documents())
 
 
 # The notebooks beside the chapters
@@ -462,7 +463,8 @@ def test_pages_in_a_browser(html, browser, serve):
 def test_an_unchanged_rebuild_executes_nothing_and_is_quick(html):
     known = json.loads((ROOT / "_build" / "digests.json").read_text(encoding="utf8"))
     if known != {name: freshness.digest(ROOT / "book" / f"{name}.md") for name in known}:
-        pytest.skip("the book was built from something else")
+        # Built from something else; or else the build itself changes what it is built from, and never rests.
+        subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, check=True)
     start = time.perf_counter()
     again = subprocess.run(["make", "book"], cwd=ROOT, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start

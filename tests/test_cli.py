@@ -190,6 +190,25 @@ def test_a_finished_run_is_not_passed_off_for_one_of_other_photographs(parts, tm
 
 
 @pytest.mark.slow
+def test_the_options_of_the_readme_do_what_they_say(parts, tmp_path):
+    foreign, run = tmp_path / "foreign", tmp_path / "run"
+    for index in range(3):
+        photograph(foreign / f"{index}.png", (64, 64), 70 + index)
+    asked = ("--minutes", 0.05, "--foreign", foreign, "--symmetry", "flips", "--texture", "yes")
+    asked += ("--resolution", 64, "--seed", 3, "--out", run)
+    ssae("train", "--data", parts, *asked, check=0)
+    settings = json.loads((run / "config.json").read_text())["settings"]
+    assert (settings["fit"]["minutes"], settings["fit"]["steps"]) == (0.05, None)
+    assert (settings["symmetry"], settings["crop"], settings["fit"]["seed"]) == ("flips", 32, 3)
+    receipt = json.loads((run / "receipt.json").read_text())
+    assert receipt["textures"] == 3
+    assert 2.5 < receipt["train_seconds"] < 60
+    assert len((run / "progress" / "scores.csv").read_text().splitlines()) > 1
+    ssae("predict", run, parts / "1.jpg", "--out", tmp_path / "found", "--maps", check=0)
+    assert len(list((tmp_path / "found" / "maps").iterdir())) == 1
+
+
+@pytest.mark.slow
 def test_photographs_in_train_good_get_a_test_split_later(parts, tmp_path):
     mine = tmp_path / "screws"
     shutil.copytree(parts / "monday", mine / "train" / "good")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import node_path
 
 from ssae.corruption import FILLS, CorruptionSettings, PartialCorruption, procedural_textures
 
 WEB = Path(__file__).resolve().parents[1] / "web"
 SIDE = 24
 
-pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="no node on this machine")
+NODE = node_path()
+pytestmark = pytest.mark.skipif(NODE is None, reason="no node on this machine")
 
 
 def draws(settings: CorruptionSettings, seed: int, textures: int) -> dict:
@@ -106,7 +107,7 @@ def test_javascript_corrupts_as_the_package_does(tmp_path: Path) -> None:
         cases.append(case | {"kind": kind, "dials": {"warp": settings.warp, "fade": settings.fade}})
     file = tmp_path / "cases.json"
     file.write_text(json.dumps({"side": SIDE, "cases": cases}))
-    command = ["node", "parity-corruption.js", str(file)]
+    command = [NODE, "parity-corruption.js", str(file)]
     outcome = subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=True)
     answers = json.loads(outcome.stdout)
     assert float(torch.stack(masks).mean()) > 0.02

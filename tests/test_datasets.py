@@ -606,6 +606,50 @@ def test_photographs_of_a_phone_are_named_where_only_they_are_there(tmp_path: Pa
     assert [path.name for path in tree_files(tmp_path, unread=True)] == ["IMG_2.jfif", "IMG_1.HEIC"]
 
 
+def test_links_to_folders_are_followed_and_never_in_a_circle(tmp_path: Path) -> None:
+    photos, camera = tmp_path / "photos", tmp_path / "camera"
+    (photos / "in").mkdir(parents=True)
+    camera.mkdir()
+    photo(0).save(photos / "0.png")
+    photo(1).save(camera / "1.png")
+    (photos / "today").symlink_to(camera)
+    (photos / "in" / "up").symlink_to(photos)
+    (camera / "back").symlink_to(photos)
+    (photos / "above").symlink_to(tmp_path)
+    for index in range(5):
+        (camera / f"{index}").mkdir()
+        photo(2 + index).save(camera / f"{index}" / "2.png")
+        for other in range(5):
+            (camera / f"{index}" / f"to{other}").symlink_to(camera / f"{other}")
+    (photos / "in" / "again").symlink_to(camera)
+    found = [path.relative_to(photos).as_posix() for path in tree_files(photos)]
+    assert found[0] == "0.png"
+    assert sorted(os.path.realpath(photos / name) for name in found) == sorted(
+        map(str, [photos / "0.png", camera / "1.png", *(camera / f"{index}" / "2.png" for index in range(5))])
+    )
+
+
+def test_a_link_to_a_folder_that_is_used_is_not_said_to_be_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    photo(0).save(tmp_path / "good" / "1.png")
+    (tmp_path / "aaa").mkdir()
+    (tmp_path / "aaa" / "latest").symlink_to(tmp_path / "good")
+    assert unused_files(load_folder(tmp_path, 16)) == []
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    photo(0).save(tmp_path / "0.png")
+    (tmp_path / "closed").mkdir()
+    photo(1).save(tmp_path / "closed" / "1.png")
+    (tmp_path / "closed").chmod(0o644)
+    try:
+        assert [path.name for path in tree_files(tmp_path)] == ["0.png", "1.png"]
+        assert "permission" in {problem.kind for problem in check(tmp_path)}
+    finally:
+        (tmp_path / "closed").chmod(0o755)
+
+
 def test_images_further_down_are_pointed_at(tmp_path: Path) -> None:
     for place in ("a/anomaly", "a/b"):
         (tmp_path / place).mkdir(parents=True)

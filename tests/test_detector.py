@@ -98,6 +98,11 @@ def test_onnx_gives_the_verdicts_of_the_run(detector, photographs, tmp_path):
     assert export_run(detector.run_, path) <= 1e-4
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     batch = np.stack([np.repeat(p[..., None], 3, axis=2) for p in photographs])
+    # Smaller than the model along one axis or both: enlarged.
+    for height, width in ((20, 24), (18, 70)):
+        small = np.random.default_rng(height).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+        _, score, _ = session.run(None, {"photographs": small})
+        np.testing.assert_allclose(-score, detector.score_samples(list(small)), atol=2e-3)
     heat, score, anomalous = session.run(None, {"photographs": batch})
     # Pillow rounds in fixed point, so single pixels differ by one of 255 grey levels.
     resized = torch.stack([photo_tensor(Image.fromarray(p), 32) for p in batch])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import node_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -39,7 +39,8 @@ from ssae.scoring import Calibration, ScoringSettings
 from ssae.training import FitSettings
 
 WEB = Path(__file__).parents[1] / "web"
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no Node on this machine")
+NODE = node_path()
+needs_node = pytest.mark.skipif(NODE is None, reason="no Node on this machine")
 
 
 @given(arrays(np.float32, array_shapes(max_dims=3), elements=st.floats(-1e6, 1e6, width=32)))
@@ -153,14 +154,14 @@ def test_onnx_keeps_the_batch_free(tmp_path: Path) -> None:
 
 @needs_node
 def test_the_modules_pass_their_own_tests() -> None:
-    outcome = subprocess.run(["node", "--test"], cwd=WEB, capture_output=True, text=True, check=False)
+    outcome = subprocess.run([NODE, "--test"], cwd=WEB, capture_output=True, text=True, check=False)
     assert outcome.returncode == 0, outcome.stdout[-4000:] + outcome.stderr[-2000:]
 
 
 def answers(payload: Path, model: str, inputs: torch.Tensor, tmp_path: Path) -> np.ndarray:
     """What the page's JavaScript makes of ``inputs``."""
     (tmp_path / "inputs.json").write_text(json.dumps(inputs.flatten().tolist()))
-    command = ["node", "parity.js", str(payload), model, str(tmp_path / "inputs.json")]
+    command = [NODE, "parity.js", str(payload), model, str(tmp_path / "inputs.json")]
     outcome = subprocess.run(command, cwd=WEB, capture_output=True, text=True, check=True)
     return np.array(json.loads(outcome.stdout)).reshape(inputs.shape)
 

@@ -193,6 +193,40 @@ def test_categories_at_the_top_of_an_archive_are_found_too(tmp_path: Path) -> No
     assert tree(fetch("own", tmp_path / "out", archive=archive, say=lambda text: None)) == INSTALLED
 
 
+def test_several_data_sets_in_one_archive_are_not_halved(tmp_path: Path) -> None:
+    archive = tmp_path / "two.zip"
+    two = {f"{part}/{name}": content for part in ("part1", "part2") for name, content in INSTALLED.items()}
+    archive.write_bytes(zipped(two))
+    with pytest.raises(FetchError, match=r"several data sets \(part1, part2\)"):
+        fetch("own", tmp_path / "out", archive=archive, say=lambda text: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_licence_beside_the_one_folder_comes_along(tmp_path: Path) -> None:
+    archive = tmp_path / "one.zip"
+    inside = {f"mvtec/{name}": content for name, content in INSTALLED.items()}
+    archive.write_bytes(zipped({**inside, "terms.txt": b"of theirs"}))
+    out = fetch("own", tmp_path / "out", archive=archive, say=lambda text: None)
+    assert tree(out) == {**INSTALLED, "terms.txt": b"of theirs"}
+
+
+def test_the_folder_one_works_in_may_be_installed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.zip").write_bytes(zipped())
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    out = fetch("own", ".", archive=tmp_path / "x.zip", say=lambda text: None)
+    monkeypatch.chdir(tmp_path)
+    assert tree(out) == INSTALLED
+
+
+@pytest.mark.parametrize(
+    "url", ["http://host/Pr\u00fcfteile.zip", "http://[::1/x.zip", "http://" + 80 * "a" + ".de/x"]
+)
+def test_what_is_no_address_is_said_so(tmp_path: Path, url: str) -> None:
+    with pytest.raises(FetchError, match="is no address"):
+        fetch("own", tmp_path / "out", [url], say=lambda text: None)
+
+
 def test_an_empty_folder_may_be_installed_to(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(zipped())
     (tmp_path / "out").mkdir()

@@ -77,7 +77,7 @@ def test_everything_is_written_and_a_bad_file_stops_nothing(run, photographs, tm
             marked = np.asarray(mask)
             assert np.array_equal(marked, np.where(np.asarray(raw) > 0.9, 255, 0))
             assert finding.marked == (marked > 0).mean()
-    with open(out / "scores.csv", newline="") as file:
+    with open(out / "scores.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert [r["file"] for r in rows] == [r["image_path"] for r in lines] == [f.file for f in found]
@@ -178,6 +178,83 @@ def test_a_folder_without_images_is_named(run, tmp_path):
     with pytest.raises(RunError, match="holds no image"):
         list(inspect(run, [tmp_path / "empty"], tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_scored_before_an_error_is_told_before_it(run, photographs, tmp_path):
+    def paths():
+        yield from [photographs / "000.png"] * 21
+        raise OSError("the pipe broke")
+
+    told = inspect(run, paths(), tmp_path / "out")
+    assert all(isinstance(next(told), Finding) for _ in range(21))
+    with pytest.raises(OSError, match="pipe broke"):
+        next(told)
+    assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) == 22
+
+
+def test_an_empty_folder_beside_others_is_named_before_anything_is_done(run, photographs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="holds no image"):
+        list(inspect(run, [photographs, tmp_path / "empty"], tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    one_by_one = iter([photographs / "000.png", tmp_path / "empty", photographs / "002.png"])
+    kinds = [type(found) for found in inspect(run, one_by_one, tmp_path / "out")]
+    assert kinds == [Finding, Failure, Finding]
+
+
+def test_nothing_named_destroys_no_earlier_results(run, photographs, tmp_path):
+    list(inspect(run, [photographs / "000.png"], tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match="no file was named"):
+        list(inspect(run, iter([]), tmp_path))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_photograph_that_became_unreadable_leaves_no_old_result(run, photographs, tmp_path):
+    photo, out = tmp_path / "photos" / "a.png", tmp_path / "out"
+    photo.parent.mkdir()
+    photo.write_bytes((photographs / "000.png").read_bytes())
+    (finding,) = inspect(run, [photo], out, maps=True)
+    assert (out / finding.mask).exists()
+    photo.write_bytes(b"")
+    (failure,) = inspect(run, [photo], out, maps=True)
+    assert isinstance(failure, Failure)
+    assert not any(
+        path.is_file() for folder in ("heat_maps", "masks", "maps") for path in (out / folder).iterdir()
+    )
+
+
+def test_a_name_that_no_file_can_have_stops_nothing(run, photographs, tmp_path):
+    named = iter(["x" * 300 + ".png", photographs / "000.png"])
+    assert [type(found) for found in inspect(run, named, tmp_path / "out")] == [Failure, Finding]
+
+
+def test_maps_of_an_earlier_request_do_not_stay_beside_new_results(run, photographs, tmp_path):
+    (first,) = inspect(run, [photographs / "000.png"], tmp_path / "out", maps=True)
+    assert (tmp_path / "out" / first.map).exists()
+    list(inspect(run, [photographs / "000.png"], tmp_path / "out"))
+    assert not (tmp_path / "out" / first.map).exists()
+
+
+def test_results_do_not_lie_beside_photographs_given_singly(run, photographs):
+    before = sorted(photographs.rglob("*"))
+    with pytest.raises(RunError, match="elsewhere"):
+        list(inspect(run, [photographs / "000.png", photographs / "002.png"], photographs))
+    assert sorted(photographs.rglob("*")) == before
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula(run, photographs, tmp_path, monkeypatch):
+    place = tmp_path / "photos"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    for name in ("=1+1.png", "-3.png", "Pr\u00fcfling.png"):
+        (place / name).write_bytes((photographs / "000.png").read_bytes())
+    list(inspect(run, ["=1+1.png", "-3.png", "Pr\u00fcfling.png"], tmp_path / "out"))
+    content = (tmp_path / "out" / "scores.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbf"), "the mark by which a spreadsheet knows UTF-8"
+    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    assert [row["file"] for row in rows] == ["./=1+1.png", "./-3.png", "Pr\u00fcfling.png"]
+    assert all(os.path.exists(row["file"]) for row in rows)
 
 
 def test_paths_may_come_one_by_one(run, photographs, tmp_path):

@@ -104,8 +104,8 @@ def test_training_a_linear_autoencoder_ends_at_pca() -> None:
 
 
 def test_pca_asks_for_no_more_directions_than_there_are() -> None:
-    with pytest.raises(ValueError, match="4 samples of length 9 allow 1 to 4"):
-        LinearAutoencoder.from_pca(torch.rand(4, 9), 5)
+    with pytest.raises(ValueError, match="4 samples of length 9 allow 1 to 3"):
+        LinearAutoencoder.from_pca(torch.rand(4, 9), 4)
 
 
 def test_an_ensemble_runs_each_part_through_its_own_member() -> None:

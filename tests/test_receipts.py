@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -191,4 +192,8 @@ def test_the_commit_is_that_of_the_package_and_of_no_repository_around_it(tmp_pa
     assert told() == "unknown"
     for command in (["add", "--force", "site"], ["commit", "-qm", "ours"]):
         subprocess.run([*git, *command], check=True)
-    assert len(told()) == 40
+    commit = told()
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    with (tmp_path / "site" / "ssae" / "scoring.py").open("a") as file:
+        file.write("# changed\n")
+    assert told() == f"{commit}-dirty"

@@ -82,6 +82,9 @@ def test_quantile_threshold_leaves_at_most_the_rest_above(scores, level):
     limit = threshold(torch.tensor(scores, dtype=torch.float64), "quantile", level)
     assert limit in scores
     assert np.mean(np.array(scores) > limit) <= 1 - level + 1e-12
+    smaller = [score for score in scores if score < limit]
+    if smaller:
+        assert np.mean(np.array(scores) > max(smaller)) > 1 - level - 1e-12, "a smaller limit would do"
     assert threshold(torch.tensor(scores, dtype=torch.float64), "max") == max(scores)
 
 

@@ -192,9 +192,11 @@ def test_two_workers_do_what_one_does(data, tmp_path):
     grid = Grid(("brick",), (0, 1), BASE, {"as it is": {}})
     # Other numbers of threads add in another order, and give other weights.
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    one, _ = sweep(jobs_of(grid, data, tmp_path / "one"), workers=1)
-    torch.set_num_threads(before)
+    torch.set_num_threads(max(1, usable_cores() // 2))
+    try:
+        one, _ = sweep(jobs_of(grid, data, tmp_path / "one"), workers=1)
+    finally:
+        torch.set_num_threads(before)
     two, _ = sweep(jobs_of(grid, data, tmp_path / "two"), workers=2)
     for (_, here), (_, there) in zip(one, two, strict=True):
         assert here["metrics"] == pytest.approx(there["metrics"])
@@ -396,7 +398,8 @@ def wait_for(condition, seconds=120):
         time.sleep(0.1)
 
 
-GRIDS = ("search", "parts", "surfaces", "surfaces_long", "grid", "budget", "symmetry", "parts_muon")
+PRINTED = ("search", "parts", "surfaces", "surfaces_long", "grid", "budget", "symmetry", "sizes")
+GRIDS = (*PRINTED, "parts_adamw")  # of which the page prints differences
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -419,10 +422,11 @@ def test_committed_receipts_are_what_the_grid_says(root, name):
 
 def test_the_page_prints_the_committed_receipts(root, html):
     page = (html / "13_ablations.html").read_text(encoding="utf8")
-    for name in GRIDS:
+    for name in PRINTED:
         groups = {}
         for change, receipt in read_sweep(root / "results" / "ablations" / name):
-            groups.setdefault((receipt["category"], change), []).append(receipt["metrics"]["pixel_auroc"])
+            metric = "au_pro" if name == "sizes" else "pixel_auroc"
+            groups.setdefault((receipt["category"], change), []).append(receipt["metrics"][metric])
         for (_, change), values in groups.items():
             assert change in page
             assert format_percent(values) in page

@@ -56,6 +56,7 @@ export async function start(root) {
   } catch (error) {
     root.dataset.state = "failed";
     root.dataset.tries = tries + 1;
+    if (tries) contexts.delete(root); // what has failed twice is loaded anew
     status.textContent = `This figure could not start: ${error.message}`;
     starter.disabled = false;
     starter.hidden = false;
