@@ -494,3 +494,13 @@ def test_an_export_without_its_packages_says_which(run_of_parts, tmp_path):
     result = ssae("export", run_of_parts[0], "--out", out, check=1, PYTHONPATH=path)
     assert "pip install onnx onnxscript" in result.stderr
     assert not out.exists()
+
+
+def test_a_pattern_that_no_shell_expanded_is_expanded(tmp_path):
+    for name in ("b.png", "a.png", "c.jpg", "[x].png"):
+        (tmp_path / name).write_bytes(b"")
+    assert cli.expanded(str(tmp_path / "*.png")) == [
+        str(tmp_path / name) for name in ("[x].png", "a.png", "b.png")
+    ]
+    assert cli.expanded(str(tmp_path / "[x].png")) == [str(tmp_path / "[x].png")]
+    assert cli.expanded(str(tmp_path / "*.bmp")) == [str(tmp_path / "*.bmp")], "named as it was given"
