@@ -96,8 +96,9 @@ def test_no_symmetry_is_claimed_that_the_photographs_lack(symmetry):
     ],
 )
 def test_a_set_that_holds_every_image_transformed_shows_that_symmetry_and_no_more(symmetry, moves):
-    images = parts(25)
-    assert shown_symmetry(torch.cat([move(images) for move in moves])) == symmetry
+    images = torch.cat([move(parts(25)) for move in moves])
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))  # or all would be ties
+    assert shown_symmetry((images + 0.02 * noise).clamp(0, 1)) == symmetry
 
 
 def test_a_symmetry_that_all_photographs_show_is_found():
