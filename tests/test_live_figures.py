@@ -1094,7 +1094,7 @@ def test_a_missing_payload_fails_with_a_message(browser, address: str) -> None:
     [
         ("signal-repair", "payloads/signal-repair.json"),
         ("signal-repair", "signal-repair.js"),
-        ("blind-spot", "payloads/blind-spot-images.png"),
+        ("blind-spot", "payloads/blind-spot.images.png"),
     ],
 )
 def test_a_figure_that_could_not_start_starts_at_another_try(
